@@ -1,0 +1,56 @@
+"""Train with one step function on any `tf.distribute` strategy; the names below are the whole index.
+
+Names load on first use, so `import distloop` imports nothing else and a launcher never loads TensorFlow.
+"""
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
+if _TYPE_CHECKING:  # the same table as below, in the form that type checkers and editors read
+    from distloop.config import RunConfig, UsageError
+    from distloop.data import in_memory
+    from distloop.datasets import load_tfds
+    from distloop.experiment import evaluate, train
+    from distloop.gradients import minimize
+    from distloop.metrics import Mean, mean
+    from distloop.task import State, Task
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "RunConfig": "config",
+    "UsageError": "config",
+    "in_memory": "data",
+    "load_tfds": "datasets",
+    "evaluate": "experiment",
+    "train": "experiment",
+    "minimize": "gradients",
+    "Mean": "metrics",
+    "mean": "metrics",
+    "State": "task",
+    "Task": "task",
+}
+
+__all__ = [
+    "Mean",
+    "RunConfig",
+    "State",
+    "Task",
+    "UsageError",
+    "evaluate",
+    "in_memory",
+    "load_tfds",
+    "mean",
+    "minimize",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(_import_module(f"distloop.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'distloop' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,115 @@
+"""Save and restore everything of a run by name: `checkpoints/step_00000400/` in TensorFlow's own file format.
+
+A folder is complete or it is not there: files are written and synced under another name, then renamed.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, final
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from distloop.config import UsageError
+from distloop.task import State
+from distloop.workdir import read_json, write_json
+
+KEEP = 3  # newest checkpoints; more than one, so that a damaged one is no loss of the run
+
+
+def named_variables(state: State) -> dict[str, tf.Variable]:
+    """Return every variable of `state` by a name that is the same in every run of the same code."""
+    variables = {"step": state.step}
+    for part_name, part in state.parts.items():
+        if isinstance(part, tf.Variable | keras.Variable):
+            variables[part_name] = part
+            continue
+        # `.variables` of a model has its seed states too, which `.weights` and tf.train.Checkpoint leave out.
+        for variable in part.variables:
+            name = f"{part_name}/{variable.path}"
+            if name in variables:
+                raise UsageError(f"two variables are named {name!r}; give the layers of {part_name!r} different names.")
+            variables[name] = variable
+    return {name: variable.value if isinstance(variable, keras.Variable) else variable for name, variable in variables.items()}
+
+
+@final
+class Checkpointer:
+    """Save and restore `state` under `folder`. Every worker calls `save` and `restore`; only `writes` writes files."""
+
+    def __init__(self, folder: Path, state: State, *, writes: bool) -> None:
+        self.folder = folder
+        self.writes = writes
+        self.variables = named_variables(state)
+
+    def save(self, host_state: dict[str, Any]) -> None:
+        """Write the variables and `host_state` (JSON values) as they are now; keep the newest `KEEP` checkpoints."""
+        if not self.writes:
+            return
+        values = {name: variable.numpy() for name, variable in self.variables.items()}
+        target = self.folder / f"step_{int(values['step']):08d}"
+        if target.exists():
+            return
+        partial = target.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        with tf.device("CPU:0"):
+            tf.raw_ops.SaveV2(
+                prefix=str(partial / "state"),
+                tensor_names=list(values),
+                shape_and_slices=[""] * len(values),
+                tensors=[tf.constant(value) for value in values.values()],
+            )
+        write_json(partial / "host.json", host_state)
+        for path in [*partial.iterdir(), partial]:
+            _sync(path)
+        partial.rename(target)
+        _sync(self.folder)
+        for old in _complete(self.folder)[:-KEEP]:
+            shutil.rmtree(old)
+
+    def restore(self) -> dict[str, Any] | None:
+        """Set the variables to the newest checkpoint and return its host state, or None if there is none.
+
+        Raises UsageError, with the first names that differ, if the checkpoint is not of this model.
+        """
+        complete = _complete(self.folder)
+        if not complete:
+            return None
+        reader = tf.train.load_checkpoint(str(complete[-1] / "state"))
+        saved = reader.get_variable_to_shape_map()
+        ours = {name: variable.shape.as_list() for name, variable in self.variables.items()}
+        if saved != ours:
+            differ = sorted(name for name in {*saved, *ours} if saved.get(name) != ours.get(name))
+            raise UsageError(
+                f"checkpoint {complete[-1]} is of another model: {len(differ)} variables differ, first {differ[0]!r} "
+                f"({_shape(saved.get(differ[0]))} there, {_shape(ours.get(differ[0]))} here); give a new workdir."
+            )
+        for name, variable in self.variables.items():
+            variable.assign(reader.get_tensor(name))
+        return read_json(complete[-1] / "host.json")
+
+
+def _shape(shape: list[int] | None) -> str:
+    return "missing" if shape is None else f"shape {shape}"
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Return the complete checkpoints, oldest first."""
+    return sorted(path for path in folder.glob("step_*") if path.suffix != ".partial")
+
+
+def _sync(path: Path) -> None:
+    """Make a file or a folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def to_numpy(state: State) -> dict[str, np.ndarray]:
+    """Return a copy of every variable by name, from this worker's first replica."""
+    return {name: variable.numpy() for name, variable in named_variables(state).items()}

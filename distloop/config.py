@@ -1,0 +1,110 @@
+"""The settings of one run, checked when they are made. Imports no TensorFlow.
+
+    config = RunConfig(workdir="runs/mnist", task="mnist_cnn", epochs=5)
+"""
+
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+STRATEGIES = ("auto", "default", "one_device", "mirrored", "multiworker", "tpu")
+DEFAULT_EPOCHS = 5
+
+
+class UsageError(ValueError):
+    """Report input that cannot work: what was wrong, what was expected, what to do. Exit code 64."""
+
+
+def _setting(default: Any, help_text: str, *, shapes_result: bool = True) -> Any:
+    """Make a field. `shapes_result`: two runs that differ in it are different runs (not resumable into each other)."""
+    return field(default=default, metadata={"help": help_text, "shapes_result": shapes_result})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Hold every setting of a run; `None` means what the help text says. Raises UsageError on values that cannot work.
+
+    Model hyper-parameters belong to the task, which receives this object: `make_task(config)`.
+    """
+
+    task: str | None = _setting(
+        None, "a task of the library (mnist_cnn, mnist_tutorial) or your own: my_package.my_module:make_task"
+    )
+    workdir: str | None = _setting(
+        None, "folder of this run: checkpoints, metrics and event files go there", shapes_result=False
+    )
+    strategy: str = _setting(
+        "auto",
+        f"{', '.join(STRATEGIES)}; auto picks multiworker with a TF_CONFIG of several workers, tpu on a TPU VM, "
+        "mirrored with several replicas, else default",
+        shapes_result=False,
+    )
+    replicas: int | None = _setting(
+        None,
+        "replicas in this process: how many GPUs to use, or logical CPU devices where there is no GPU "
+        "(default: all GPUs, or 1)",
+        shapes_result=False,
+    )
+    dataset: str = _setting("mnist", "name of a TensorFlow Datasets data set, for the tasks that read one")
+    data_dir: str | None = _setting(
+        None, "folder of prepared TFDS data sets (default for mnist: the sample that the package carries)"
+    )
+    global_batch_size: int = _setting(64, "examples a step over all replicas and workers")
+    epochs: int | None = _setting(
+        None, f"length of the training in epochs (default: {DEFAULT_EPOCHS}); give this or --train_steps"
+    )
+    train_steps: int | None = _setting(None, "length of the training in steps; give this or --epochs")
+    steps_per_call: int = _setting(
+        50, "most steps to run in one compiled call; progress and metrics are written once a call", shapes_result=False
+    )
+    eval_every_steps: int | None = _setting(
+        None, "evaluate every so many steps (default: after each epoch); the end is always evaluated", shapes_result=False
+    )
+    checkpoint_every_steps: int | None = _setting(
+        None, "save every so many steps (default: after each epoch); the end is always saved", shapes_result=False
+    )
+    seed: int = _setting(0, "seed of the initial weights and of the order of the examples")
+    learning_rate: float = _setting(1e-3, "learning rate, for the tasks that use one")
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise UsageError(f"strategy is {self.strategy!r}; expected one of {', '.join(STRATEGIES)}.")
+        if self.epochs is not None and self.train_steps is not None:
+            raise UsageError(
+                f"epochs ({self.epochs}) and train_steps ({self.train_steps}) are both given; "
+                "the length of a run is one of them: drop the other."
+            )
+        for name in (
+            "replicas",
+            "global_batch_size",
+            "epochs",
+            "train_steps",
+            "steps_per_call",
+            "eval_every_steps",
+            "checkpoint_every_steps",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; expected a whole number of at least 1.")
+        if not 0 <= self.seed < 2**31:
+            raise UsageError(f"seed is {self.seed}; expected a whole number from 0 to {2**31 - 1}.")
+        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
+            raise UsageError(f"learning_rate is {self.learning_rate}; expected a number above 0, such as 0.001.")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Return the length of the run in steps."""
+        return self.train_steps or (self.epochs or DEFAULT_EPOCHS) * steps_per_epoch
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON values, `workdir` left out so that a run's folder can be moved."""
+        return {name: value for name, value in asdict(self).items() if name != "workdir"}
+
+
+def shaping_differences(config: RunConfig, other: dict[str, Any]) -> list[str]:
+    """Return `name: theirs, not ours` for each setting that makes `other` (a saved config) another run."""
+    ours = config.to_dict()
+    return [
+        f"{setting.name}={other.get(setting.name)!r} there, {ours[setting.name]!r} here"
+        for setting in fields(config)
+        if setting.metadata["shapes_result"] and other.get(setting.name) != ours[setting.name]
+    ]

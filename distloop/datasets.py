@@ -1,0 +1,46 @@
+"""Where examples come from: prepared or downloadable TensorFlow Datasets, and the MNIST sample in the package."""
+
+from pathlib import Path
+
+import tensorflow as tf
+
+from distloop.config import UsageError
+
+SAMPLE_DIR = Path(__file__).parent / "sample_data"  # mnist: 10,000 train and 2,000 test images
+
+
+def load_tfds(dataset: str, split: str, data_dir: str | None) -> tf.data.Dataset:
+    """Return the single examples of a TFDS data set as dicts, in the stored order.
+
+    `data_dir` None is the package's sample for mnist, else TFDS's own default folder. What is not prepared there is
+    downloaded. Raises UsageError if the folder, the data set or the split is not there.
+    """
+    import tensorflow_datasets as tfds  # here, because it costs half a second that only users of TFDS should pay
+
+    if data_dir is None and dataset == "mnist":
+        data_dir = str(SAMPLE_DIR)
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise UsageError(
+            f"data_dir {data_dir} is not a folder; expected one that holds prepared TFDS data sets "
+            f"({data_dir}/{dataset}/VERSION/...), or an empty one to download into."
+        )
+    try:
+        builder = tfds.builder(dataset, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        raise UsageError(
+            f"TFDS has no data set {dataset!r}, and {data_dir or 'its default folder'} holds none of that name; "
+            "check --dataset and --data_dir."
+        ) from error
+    if not builder.is_prepared():
+        try:
+            builder.download_and_prepare()
+        except Exception as error:
+            raise UsageError(
+                f"data set {dataset!r} is not prepared in {builder.data_root} and could not be downloaded "
+                f"({type(error).__name__}); give --data_dir a folder that holds it."
+            ) from error
+    if split not in builder.info.splits:
+        raise UsageError(f"data set {dataset!r} has no split {split!r}; it has {', '.join(builder.info.splits)}.")
+    # One file after the other: the order of the examples is that of the files.
+    read_config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+    return builder.as_dataset(split=split, shuffle_files=False, read_config=read_config)

@@ -1,0 +1,171 @@
+"""`train(task, config)` and `evaluate(task, config)`: how the parts make a run, from top to bottom."""
+
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from distloop import actions, cluster, runtime, strategies, workdir
+from distloop.checkpoint import Checkpointer
+from distloop.config import RunConfig, UsageError
+from distloop.console import Display
+from distloop.data import Stream, make_stream, per_replica_batches
+from distloop.loop import Evaluation, evaluate_once, train_steps
+from distloop.steps import CompiledSteps, compile_steps
+from distloop.task import Source, State, StepFn, Task, load_task
+from distloop.tasks import find
+from distloop.writers import make_writer
+
+
+class _Setup(NamedTuple):
+    folder: Path
+    workers: cluster.Cluster
+    strategy: tf.distribute.Strategy
+    task: Task
+    state: State
+    checkpointer: Checkpointer
+
+
+def train(task: Task | str | None, config: RunConfig) -> dict[str, Any]:
+    """Train, resume or find finished the run of `config.workdir`; return what its `summary.json` holds.
+
+    `task` is a Task, or the name of one, which is then imported only once the strategy stands. Every worker calls it.
+    Raises UsageError for what the user can mend, before anything is written.
+    """
+    folder = workdir.check(config)
+    summary = workdir.finished_summary(folder)
+    if summary is not None:
+        Display(enabled=True).line(f"the run in {folder} is finished at step {summary['steps']}; nothing to do.")
+        return summary
+    setup = _set_up(task, config, folder)
+    record = {"train": {}, "eval": {}, "eval_count": 0, "examples": 0, "seconds": 0.0}
+    host_state = setup.checkpointer.restore() or {"record": record, "open_epoch": None}
+    record, start_step = host_state["record"], int(setup.state.step.numpy())
+
+    stream = _stream(setup.task.train_data, config, "train_data", seed=config.seed)
+    call = _compile(setup, setup.task.train_step, stream, first_step=start_step, training=True)
+    evaluate_now = _evaluator(setup, config)
+    total_steps = config.total_steps(stream.steps_per_epoch)
+    eval_every = config.eval_every_steps or stream.steps_per_epoch
+    save_every = config.checkpoint_every_steps or stream.steps_per_epoch
+
+    # From here on files are written: everything that can be wrong with the input has been tried.
+    chief = setup.workers.is_chief
+    display = Display(enabled=chief)
+    if chief:
+        folder.mkdir(parents=True, exist_ok=True)
+        workdir.write_json(folder / "config.json", config.to_dict())
+    writer = make_writer(folder, after_step=start_step) if chief else _write_nothing
+    display.facts(f"distloop {config.task or 'task'}", _facts(setup, config, stream, start_step, total_steps))
+    acts = [actions.write_to(writer, display, record)]
+    if evaluate_now is not None:
+        acts.append(actions.every(eval_every, actions.evaluate_with(evaluate_now, writer, display, record)))
+    acts.append(actions.every(save_every, actions.save_to(setup.checkpointer, record)))
+    with display:
+        for progress in train_steps(
+            call,
+            stream,
+            start_step=start_step,
+            total_steps=total_steps,
+            stops=(config.steps_per_call, eval_every, save_every),
+            open_epoch=host_state["open_epoch"],
+        ):
+            for act in acts:
+                act(progress)
+
+    summary = {**record, "steps": total_steps, "examples_per_second": record["examples"] / record["seconds"]}
+    if chief:
+        workdir.write_json(folder / "summary.json", summary)
+    display.table({"train": summary["train"], "test": summary["eval"]})
+    display.line(f"{summary['examples_per_second']:,.0f} examples/s over {summary['seconds']:.1f} s of training")
+    display.line(f"tensorboard --logdir {shlex.quote(str(folder))}")
+    _wait_for_all(setup)
+    return summary
+
+
+def evaluate(task: Task | str | None, config: RunConfig) -> dict[str, float]:
+    """Evaluate the newest checkpoint of `config.workdir`; return the means. Every worker calls it; writes nothing."""
+    setup = _set_up(task, config, workdir.check(config))
+    if setup.checkpointer.restore() is None:
+        raise UsageError(f"workdir {setup.folder} has no checkpoint to evaluate; train there first.")
+    evaluate_now = _evaluator(setup, config)
+    if evaluate_now is None:
+        raise UsageError("the task has no eval_data; give it eval_step and eval_data.")
+    metrics = evaluate_now().metrics
+    _wait_for_all(setup)
+    return metrics
+
+
+def _set_up(task: Task | str | None, config: RunConfig, folder: Path) -> _Setup:
+    """Make strategy, task, state and checkpointer, in the only order that works; write nothing."""
+    if not isinstance(task, Task):
+        find(task)  # an unknown task is told before TensorFlow starts
+    workers = cluster.from_tf_config(os.environ.get("TF_CONFIG"))
+    runtime.initialize(replicas=config.replicas, seed=config.seed)
+    strategy = strategies.make_strategy(config.strategy, cluster=workers, replicas=config.replicas)
+    _check_batch_size(config.global_batch_size, strategy.num_replicas_in_sync)
+    if not isinstance(task, Task):
+        # User code comes after the strategy: an operation at import would make collectives impossible.
+        task = load_task(task, config)
+    with strategy.scope():
+        state = task.build()
+    if not isinstance(state, State):
+        raise UsageError(f"the task's build returned {type(state).__name__}; expected a distloop.State.")
+    checkpointer = Checkpointer(folder / "checkpoints", state, writes=workers.is_chief)
+    return _Setup(folder, workers, strategy, task, state, checkpointer)
+
+
+def _check_batch_size(global_batch_size: int, replicas: int) -> None:
+    below = global_batch_size // replicas * replicas
+    if below != global_batch_size:
+        nearest = f"{below} or {below + replicas}" if below else str(replicas)
+        raise UsageError(
+            f"global_batch_size ({global_batch_size}) must be a multiple of the {replicas} replicas; use {nearest}."
+        )
+
+
+def _stream(source_fn: Callable[[], Source], config: RunConfig, name: str, *, seed: int | None) -> Stream:
+    return make_stream(source_fn(), name=name, global_batch_size=config.global_batch_size, seed=seed)
+
+
+def _compile(setup: _Setup, step_fn: StepFn, stream: Stream, *, first_step: int, training: bool) -> CompiledSteps:
+    dataset = setup.strategy.distribute_datasets_from_function(
+        lambda context: per_replica_batches(stream, context, first_step=first_step)
+    )
+    return compile_steps(setup.strategy, step_fn, setup.state, dataset, training=training)
+
+
+def _evaluator(setup: _Setup, config: RunConfig) -> Callable[[], Evaluation] | None:
+    if setup.task.eval_step is None or setup.task.eval_data is None:
+        return None
+    stream = _stream(setup.task.eval_data, config, "eval_data", seed=None)
+    call = _compile(setup, setup.task.eval_step, stream, first_step=0, training=False)
+    return lambda: evaluate_once(call, stream)
+
+
+def _facts(setup: _Setup, config: RunConfig, stream: Stream, start_step: int, total_steps: int) -> dict[str, Any]:
+    replicas = setup.strategy.num_replicas_in_sync
+    return {
+        "strategy": type(setup.strategy).__name__,
+        "replicas": replicas,
+        "workers": setup.workers.num_workers,
+        "devices": ", ".join(strategies.local_devices(setup.strategy)),
+        "global batch": config.global_batch_size,
+        "per-replica batch": config.global_batch_size // replicas,
+        "steps an epoch": f"{stream.steps_per_epoch:,} ({stream.num_examples:,} examples)",
+        "total steps": f"{total_steps:,}" + (f", resumed after {start_step:,}" if start_step else ""),
+        "workdir": setup.folder,
+    }
+
+
+def _write_nothing(step: int, split: str, values: Mapping[str, float]) -> None:
+    """Stand in for the writer on all workers but the chief."""
+
+
+def _wait_for_all(setup: _Setup) -> None:
+    """Leave together: a worker that ends early makes the others fail (tensorflow#58434)."""
+    if setup.workers.num_workers > 1:
+        setup.strategy.reduce(tf.distribute.ReduceOp.SUM, tf.constant(1.0), axis=None)

@@ -1,0 +1,103 @@
+"""The command line: flags derived from `RunConfig`, and what the launchers run. The only import of absl."""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from typing import Any, NoReturn
+
+from absl import app, flags, logging
+
+from distloop import tasks, workdir
+from distloop.config import RunConfig, UsageError
+from distloop.launcher import local
+
+USAGE_ERROR = 64  # EX_USAGE of sysexits.h
+
+
+def define_config_flags() -> None:
+    """Define one flag for each field of `RunConfig`."""
+    for setting in fields(RunConfig):
+        define: Callable[..., Any] = flags.DEFINE_string
+        if "int" in str(setting.type):
+            define = flags.DEFINE_integer
+        elif "float" in str(setting.type):
+            define = flags.DEFINE_float
+        _define(define, setting.name, setting.default, setting.metadata["help"])
+
+
+def train_main() -> None:
+    """Run `distloop-train` and `python -m launch.train`: one training process."""
+    define_config_flags()
+    _run(_train)
+
+
+def local_main() -> None:
+    """Run `distloop-local` and `python -m launch.local`: a command in several processes on this machine."""
+    _define(flags.DEFINE_integer, "workers", 2, "number of processes")
+    _run(lambda arguments: local.run(arguments, workers=flags.FLAGS.workers))
+
+
+def _define(define: Callable[..., Any], name: str, default: Any, help_text: str) -> None:
+    define(name, default, help_text)
+    # Shown by --help, which lists the flags of the script and not those of the modules it imports.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+
+
+def _run(main: Callable[[Sequence[str]], int]) -> None:
+    """Parse the flags, call `main(arguments)` and exit; what the user can mend is one sentence and exit code 64."""
+
+    def parse(argv: Sequence[str]) -> Sequence[str]:
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            _exit_with(f"{error}. See --help.")
+
+    def guarded(argv: Sequence[str]) -> int:
+        try:
+            return main(argv[1:])
+        except UsageError as error:
+            _exit_with(str(error))
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _exit_with(sentence: str) -> NoReturn:
+    print(f"distloop: {sentence}", file=sys.stderr)
+    sys.exit(USAGE_ERROR)
+
+
+def _train(arguments: Sequence[str]) -> int:
+    if arguments:
+        raise UsageError(f"unexpected argument {arguments[0]!r}; settings are flags, such as --epochs=5: see --help.")
+    config = RunConfig(**{setting.name: flags.FLAGS[setting.name].value for setting in fields(RunConfig)})
+    workdir.check(config)
+    tasks.find(config.task)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # so that a console script finds the user's task as `python -m` does
+    with _silence():
+        from distloop.experiment import train
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # TensorFlow, when it loads, sets INFO
+    train(config.task, config)
+    return 0
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Hold back what TensorFlow's C++ code writes to stderr while it loads; show it if loading fails."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)

@@ -1,0 +1,104 @@
+"""Several worker processes on this machine, each with its TF_CONFIG and a fresh port. Imports no TensorFlow."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+
+from distloop.cluster import Cluster, to_tf_config
+from distloop.config import UsageError
+
+
+def run(train_arguments: Sequence[str], *, workers: int) -> int:
+    """Train in `workers` processes; return 0, or the exit code of the first that failed (128 + n for a signal).
+
+    Worker 0, the chief, has this terminal; lines of the others come with a prefix. The first failure ends all, with
+    SIGKILL because a worker that waits in a collective ignores SIGTERM; none outlives this process.
+    """
+    if workers < 1:
+        raise UsageError(f"workers is {workers}; expected at least 1.")
+    command = [sys.executable, "-m", "distloop", *train_arguments]
+    ports = _free_ports(workers)
+    addresses = tuple(f"127.0.0.1:{port}" for port in ports)
+    with _killed_at_exit() as processes:
+        for index in range(workers):
+            environment = dict(os.environ)
+            environment.pop("TF_CONFIG", None)
+            if workers > 1:
+                environment["TF_CONFIG"] = to_tf_config(Cluster(addresses, index))
+            processes.append(_start(command, environment, index))
+        return _wait(processes)
+
+
+def _start(command: Sequence[str], environment: dict[str, str], index: int) -> subprocess.Popen[bytes]:
+    pipe = None if index == 0 else subprocess.PIPE
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=None if index == 0 else subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    )
+    if process.stdout is not None:
+        threading.Thread(target=_print_lines, args=(process.stdout, f"[worker {index}] "), daemon=True).start()
+    return process
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Return when all have ended with 0, or at the first that has not."""
+    running = {process.pid: process for process in processes}
+    while running:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # in the order of their ends
+        process = running.pop(ended.si_pid)
+        code = process.wait()
+        if code != 0:
+            return code if code > 0 else 128 - code
+    return 0
+
+
+@contextlib.contextmanager
+def _killed_at_exit() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Kill the processes put into the list when the block ends, also by SIGINT or SIGTERM to this process."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def stop(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _die_with_parent() -> None:
+    pr_set_pdeathsig = 1  # prctl(2), Linux; without it a worker outlives a launcher that gets SIGKILL
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _print_lines(stream, prefix: str) -> None:
+    for line in stream:
+        sys.stdout.write(prefix + line.decode(errors="replace"))
+        sys.stdout.flush()
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports that no one listens on. All are held until the last is found, so that they differ."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for held in sockets:
+            held.bind(("127.0.0.1", 0))
+        return [held.getsockname()[1] for held in sockets]

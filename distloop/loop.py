@@ -1,0 +1,81 @@
+"""The generator of progress, and evaluation. Between two values of the generator anything may happen.
+
+    for progress in train_steps(call, stream, ...):
+        print(progress.step, progress.metrics)
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from distloop.data import Stream
+from distloop.metrics import to_floats
+from distloop.steps import CompiledSteps
+
+
+class Progress(NamedTuple):
+    """Say what one call did. Plain Python values, the same on every worker, safe to log anywhere."""
+
+    step: int
+    total_steps: int
+    epoch: int  # the epoch of the call's last step, from 1
+    metrics: dict[str, float]  # means over the call
+    epoch_metrics: dict[str, float] | None  # means over the epoch, at its end or the run's
+    open_epoch: list[list[float]] | None  # sums of an epoch that has not ended; a checkpoint keeps them
+    examples: int  # examples in the call, padding not counted
+    seconds: float  # time of the call
+
+
+def train_steps(
+    call: CompiledSteps,
+    stream: Stream,
+    *,
+    start_step: int,
+    total_steps: int,
+    stops: Sequence[int],
+    open_epoch: list[list[float]] | None = None,
+) -> Iterator[Progress]:
+    """Train from `start_step` to `total_steps`; yield after each call.
+
+    A call ends at the next multiple of any of `stops` (steps per call, evaluation and checkpoint intervals) and at the
+    end of an epoch: the calls of a resumed run are those of an uninterrupted one. `open_epoch` is what the last
+    `Progress` before the resume said.
+    """
+    stops = (*stops, stream.steps_per_epoch)
+    epoch_sums = np.zeros([len(call.names), 2]) if open_epoch is None else np.asarray(open_epoch)
+    step = start_step
+    while step < total_steps:
+        next_step = min(total_steps, *((step // stop + 1) * stop for stop in stops))
+        began = time.perf_counter()
+        sums = call(next_step - step).sum(axis=0, dtype=np.float64)
+        seconds = time.perf_counter() - began
+        epoch_sums = epoch_sums + sums
+        ends_epoch = next_step % stream.steps_per_epoch == 0
+        yield Progress(
+            step=next_step,
+            total_steps=total_steps,
+            epoch=(next_step - 1) // stream.steps_per_epoch + 1,
+            metrics=to_floats(call.names, sums),
+            epoch_metrics=to_floats(call.names, epoch_sums) if ends_epoch or next_step == total_steps else None,
+            open_epoch=None if ends_epoch else epoch_sums.tolist(),
+            examples=stream.examples_before(next_step) - stream.examples_before(step),
+            seconds=seconds,
+        )
+        if ends_epoch:
+            epoch_sums = np.zeros_like(epoch_sums)
+        step = next_step
+
+
+class Evaluation(NamedTuple):
+    """Say what an evaluation found: means, and the sum of weights they are over (examples, if none is weighted)."""
+
+    metrics: dict[str, float]
+    count: float
+
+
+def evaluate_once(call: CompiledSteps, stream: Stream) -> Evaluation:
+    """Evaluate each example of the set once, padding not counted. Every worker calls it and gets the same floats."""
+    sums = call(stream.steps_per_epoch).sum(axis=0, dtype=np.float64)
+    return Evaluation(to_floats(call.names, sums), float(sums[:, 1].max()))

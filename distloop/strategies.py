@@ -1,0 +1,96 @@
+"""The five `tf.distribute` strategies behind one function, and `auto`, which picks from what is there."""
+
+import os
+from pathlib import Path
+
+import tensorflow as tf
+
+from distloop.cluster import Cluster
+from distloop.config import UsageError
+
+
+def make_strategy(name: str, *, cluster: Cluster, replicas: int | None) -> tf.distribute.Strategy:
+    """Make the strategy `name` (a value of `config.STRATEGIES`) over this process's first `replicas` devices.
+
+    Make one a process: two strategies over the same devices share collective keys and collide (tensorflow#61314).
+    Under `multiworker` this waits until every worker has started. Raises UsageError if the strategy is not to be had.
+    """
+    if name == "auto":
+        name = _pick(cluster, replicas)
+    if cluster.num_workers > 1 and name != "multiworker":
+        raise UsageError(
+            f"strategy is {name}, but TF_CONFIG lists {cluster.num_workers} workers; "
+            "use --strategy=multiworker (or auto), or unset TF_CONFIG."
+        )
+    if name in ("default", "one_device") and replicas not in (None, 1):
+        raise UsageError(f"strategy {name} has one replica, not {replicas}; use --strategy=mirrored.")
+    make = {
+        "default": lambda: tf.distribute.get_strategy(),
+        "one_device": lambda: tf.distribute.OneDeviceStrategy(_devices(1)[0]),
+        "mirrored": lambda: tf.distribute.MirroredStrategy(_devices(replicas)),
+        "multiworker": lambda: _multiworker(cluster, replicas),
+        "tpu": _tpu,
+    }
+    return make[name]()
+
+
+def local_devices(strategy: tf.distribute.Strategy) -> list[str]:
+    """Name the devices that this process drives, such as `CPU:0`."""
+    default = type(strategy) is type(tf.distribute.get_strategy()) and not tf.distribute.has_strategy()
+    names = _devices(1) if default else strategy.extended.worker_devices
+    return [name.partition("device:")[2] for name in names]
+
+
+def _pick(cluster: Cluster, replicas: int | None) -> str:
+    if cluster.num_workers > 1:
+        return "multiworker"
+    if _tpu_is_here():
+        return "tpu"
+    return "mirrored" if len(_devices(replicas)) > 1 else "default"
+
+
+def _devices(count: int | None) -> list[str]:
+    """Name the first `count` GPUs (all if None), or the first `count` logical CPUs (one if None) without a GPU."""
+    gpus = tf.config.list_logical_devices("GPU")
+    if gpus:
+        return [gpu.name for gpu in gpus[:count]]
+    return [cpu.name for cpu in tf.config.list_logical_devices("CPU")[: count or 1]]
+
+
+def _multiworker(cluster: Cluster, replicas: int | None) -> tf.distribute.Strategy:
+    if cluster.num_workers == 1:
+        raise UsageError(
+            "strategy is multiworker, but there is no TF_CONFIG with several workers; "
+            "start it with python -m launch.local --workers=2 -- ..., or use --strategy=mirrored."
+        )
+    gpus = len(tf.config.list_physical_devices("GPU"))
+    if replicas is not None and replicas != max(1, gpus):
+        # MultiWorkerMirroredStrategy takes all GPUs of a process, or one CPU device, and offers no choice.
+        raise UsageError(
+            f"replicas is {replicas}, but a multiworker process drives {f'its {gpus} GPU(s)' if gpus else 'one CPU'}; "
+            "drop --replicas and start more workers."
+        )
+    implementation = tf.distribute.experimental.CommunicationImplementation
+    return tf.distribute.MultiWorkerMirroredStrategy(
+        communication_options=tf.distribute.experimental.CommunicationOptions(
+            implementation=implementation.NCCL if gpus else implementation.RING
+        )
+    )
+
+
+def _tpu_is_here() -> bool:
+    # A TPU VM shows its chips as files; a remote TPU is named by this variable.
+    return "TPU_NAME" in os.environ or Path("/dev/accel0").exists()
+
+
+def _tpu() -> tf.distribute.Strategy:
+    """Connect to the TPU along the path documented at https://www.tensorflow.org/guide/tpu. Not run on TPU hardware."""
+    if not _tpu_is_here():
+        raise UsageError(
+            "strategy is tpu, but there is no TPU here (no /dev/accel0 and no TPU_NAME); "
+            "start on a TPU VM, or use --strategy=auto."
+        )
+    resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=os.environ.get("TPU_NAME", "local"))
+    tf.config.experimental_connect_to_cluster(resolver)
+    tf.tpu.experimental.initialize_tpu_system(resolver)
+    return tf.distribute.TPUStrategy(resolver)

@@ -1,0 +1,51 @@
+"""The CNN of TensorFlow's "quickstart for experts" tutorial, on MNIST.
+
+    python -m launch.train --task=mnist_cnn --workdir=runs/mnist_cnn --epochs=5
+
+about 20 s on two cores with the sample in the package: test accuracy 0.97; 0.98 on the full set (--data_dir).
+"""
+
+import keras
+import tensorflow as tf
+
+from distloop import Mean, RunConfig, State, Task, in_memory, load_tfds, mean, minimize
+
+
+def make_task(config: RunConfig) -> Task:
+    """Classify the images of `config.dataset` (28x28x1 for mnist) with Adam at `config.learning_rate`."""
+
+    def build() -> State:
+        model = keras.Sequential(
+            [
+                keras.Input((28, 28, 1)),
+                keras.layers.Conv2D(32, 3, activation="relu"),
+                keras.layers.Flatten(),
+                keras.layers.Dense(128, activation="relu"),
+                keras.layers.Dense(10),
+            ]
+        )
+        return State(model=model, optimizer=keras.optimizers.Adam(config.learning_rate))
+
+    def predict_and_score(state: State, batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, dict[str, Mean]]:
+        images = tf.cast(batch["image"], tf.float32) / 255.0
+        logits = state.model(images, training=True)
+        losses = keras.losses.sparse_categorical_crossentropy(batch["label"], logits, from_logits=True)
+        correct = keras.metrics.sparse_categorical_accuracy(batch["label"], logits)
+        return losses, {"accuracy": mean(correct, batch["weight"])}
+
+    def train_step(state: State, batch: dict[str, tf.Tensor]) -> dict[str, Mean]:
+        return minimize(
+            lambda batch: predict_and_score(state, batch), batch, state.optimizer, state.model.trainable_variables
+        )
+
+    def eval_step(state: State, batch: dict[str, tf.Tensor]) -> dict[str, Mean]:
+        losses, metrics = predict_and_score(state, batch)
+        return {"loss": mean(losses, batch["weight"]), **metrics}
+
+    return Task(
+        build=build,
+        train_step=train_step,
+        train_data=lambda: in_memory(load_tfds(config.dataset, "train", config.data_dir)),
+        eval_step=eval_step,
+        eval_data=lambda: in_memory(load_tfds(config.dataset, "test", config.data_dir)),
+    )
