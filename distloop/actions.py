@@ -47,14 +47,16 @@ def write_to(writer: Writer, display: Display, record: dict[str, Any]) -> Action
     return act
 
 
-def evaluate_with(evaluate: Callable[[], Evaluation], writer: Writer, display: Display, record: dict[str, Any]) -> Action:
+def evaluate_with(
+    evaluate: Callable[[], Evaluation], writer: Writer, display: Display, record: dict[str, Any]
+) -> Action:
     """Evaluate, write and show the metrics, and keep them in `record`."""
 
     def act(progress: Progress) -> None:
         evaluation = evaluate()
-        record["eval"], record["eval_count"] = evaluation.metrics, evaluation.count
+        record["eval"], record["eval_count"] = evaluation.metrics, evaluation.counted
         writer(progress.step, "eval", evaluation.metrics)
-        display.line(f"eval      {show(evaluation.metrics)}  ({evaluation.count:,.0f} examples)")
+        display.line(f"eval      {show(evaluation.metrics)}  ({evaluation.counted:,.0f} examples)")
 
     return act
 

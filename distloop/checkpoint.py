@@ -5,6 +5,7 @@ A folder is complete or it is not there: files are written and synced under anot
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -21,7 +22,7 @@ KEEP = 3  # newest checkpoints; more than one, so that a damaged one is no loss 
 
 def named_variables(state: State) -> dict[str, tf.Variable]:
     """Return every variable of `state` by a name that is the same in every run of the same code."""
-    variables = {"step": state.step}
+    variables: dict[str, Any] = {"step": state.step}
     for part_name, part in state.parts.items():
         if isinstance(part, tf.Variable | keras.Variable):
             variables[part_name] = part
@@ -32,7 +33,7 @@ def named_variables(state: State) -> dict[str, tf.Variable]:
             if name in variables:
                 raise UsageError(f"two variables are named {name!r}; give the layers of {part_name!r} different names.")
             variables[name] = variable
-    return {name: variable.value if isinstance(variable, keras.Variable) else variable for name, variable in variables.items()}
+    return {name: v.value if isinstance(v, keras.Variable) else v for name, v in variables.items()}
 
 
 @final
@@ -92,7 +93,7 @@ class Checkpointer:
         return read_json(complete[-1] / "host.json")
 
 
-def _shape(shape: list[int] | None) -> str:
+def _shape(shape: Sequence[int | None] | None) -> str:
     return "missing" if shape is None else f"shape {shape}"
 
 

@@ -1,6 +1,8 @@
 """Who the workers are, read from TF_CONFIG and checked. Imports no TensorFlow.
 
-TF_CONFIG is TensorFlow's own format: `{"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}`.
+TF_CONFIG is TensorFlow's own format, JSON:
+
+    {"cluster": {"worker": ["host0:port", "host1:port"]}, "task": {"type": "worker", "index": 0}}
 """
 
 import json

@@ -1,6 +1,6 @@
 """The settings of one run, checked when they are made. Imports no TensorFlow.
 
-    config = RunConfig(workdir="runs/mnist", task="mnist_cnn", epochs=5)
+config = RunConfig(workdir="runs/mnist", task="mnist_cnn", epochs=5)
 """
 
 import math
@@ -58,7 +58,9 @@ class RunConfig:
         50, "most steps to run in one compiled call; progress and metrics are written once a call", shapes_result=False
     )
     eval_every_steps: int | None = _setting(
-        None, "evaluate every so many steps (default: after each epoch); the end is always evaluated", shapes_result=False
+        None,
+        "evaluate every so many steps (default: after each epoch); the end is always evaluated",
+        shapes_result=False,
     )
     checkpoint_every_steps: int | None = _setting(
         None, "save every so many steps (default: after each epoch); the end is always saved", shapes_result=False

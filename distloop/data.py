@@ -6,6 +6,7 @@ last batch of an epoch is filled up with copies of an example whose weight is 0,
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -70,8 +71,8 @@ def per_replica_batches(
 ) -> tf.data.Dataset:
     """Return one worker's endless dataset from `first_step` on: for each step, one batch for each of its replicas.
 
-    Elements are dicts of `[global_batch / replicas, ...]` with `"weight"` float32. Every worker reads the whole source and
-    keeps its share; reading less is possible only from a source that can be read by index, as arrays are.
+    Elements are dicts of `[global_batch / replicas, ...]` with `"weight"` float32. Every worker reads the whole source
+    and keeps its share; less is read only from a source that can be read by index, as arrays are.
     """
     replicas = context.num_replicas_in_sync
     local = replicas // context.num_input_pipelines
@@ -96,9 +97,7 @@ def per_replica_batches(
     if not isinstance(stream.source, tf.data.Dataset):
         # Rows are read after the share is taken, many batches at a time.
         arrays = {name: tf.constant(array) for name, array in stream.source.items()}
-        dataset = dataset.map(
-            lambda rows: _take(arrays, rows), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-        )
+        dataset = dataset.map(lambda rows: _take(arrays, rows), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
@@ -111,13 +110,12 @@ def _array_steps(stream: Stream, seed: tf.Tensor | None) -> tf.data.Dataset:
     """Return an epoch's row numbers and weights, `[global_batch]` a step."""
     rows = tf.range(stream.num_examples, dtype=tf.int64)
     if seed is not None:
-        rows = tf.random.experimental.stateless_shuffle(rows, seed)
+        rows = tf.random.experimental.stateless_shuffle(rows, seed)  # pyright: ignore[reportAttributeAccessIssue] (stub)
     padding = [[0, stream.steps_per_epoch * stream.global_batch_size - stream.num_examples]]
     grid = [stream.steps_per_epoch, stream.global_batch_size]
     weight = tf.pad(tf.ones([stream.num_examples]), padding)
-    return tf.data.Dataset.from_tensor_slices(
-        {"row": tf.reshape(tf.pad(rows, padding), grid), "weight": tf.reshape(weight, grid)}
-    )
+    columns: Any = {"row": tf.reshape(tf.pad(rows, padding), grid), "weight": tf.reshape(weight, grid)}
+    return tf.data.Dataset.from_tensor_slices(columns)
 
 
 def _take(arrays: Batch, rows: Batch) -> Batch:
@@ -128,8 +126,10 @@ def _take(arrays: Batch, rows: Batch) -> Batch:
 def _dataset_steps(stream: Stream, source: tf.data.Dataset, seed: tf.Tensor | None) -> tf.data.Dataset:
     """Return an epoch's batches, filled up to `[global_batch, ...]`."""
     if seed is not None:
-        (epoch_seed,) = tf.unstack(tf.random.stateless_uniform([1], seed, maxval=None, minval=None, dtype=tf.int64))
-        source = source.shuffle(SHUFFLE_BUFFER, seed=epoch_seed, reshuffle_each_iteration=False)
+        # `shuffle` mixes the graph's seed in; this sets it for the epoch's own function only (0 means "by the clock").
+        tf.compat.v1.set_random_seed(1)
+        mixed = tf.random.experimental.stateless_fold_in(seed, seed[1])[0]  # pyright: ignore[reportAttributeAccessIssue]
+        source = source.shuffle(SHUFFLE_BUFFER, seed=mixed, reshuffle_each_iteration=False)
     positions = tf.range(stream.global_batch_size)
 
     def fill_up(batch: Batch) -> Batch:

@@ -36,11 +36,11 @@ def load_tfds(dataset: str, split: str, data_dir: str | None) -> tf.data.Dataset
             builder.download_and_prepare()
         except Exception as error:
             raise UsageError(
-                f"data set {dataset!r} is not prepared in {builder.data_root} and could not be downloaded "
-                f"({type(error).__name__}); give --data_dir a folder that holds it."
+                f"data set {dataset!r} is not prepared in {data_dir or 'the default folder of TFDS'} and could not be "
+                f"downloaded ({type(error).__name__}); give --data_dir a folder that holds it."
             ) from error
     if split not in builder.info.splits:
         raise UsageError(f"data set {dataset!r} has no split {split!r}; it has {', '.join(builder.info.splits)}.")
     # One file after the other: the order of the examples is that of the files.
     read_config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-    return builder.as_dataset(split=split, shuffle_files=False, read_config=read_config)
+    return builder.as_dataset(split=split, read_config=read_config)  # pyright: ignore[reportCallIssue] (a decorator hides the parameters)

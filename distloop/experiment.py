@@ -23,6 +23,7 @@ from distloop.writers import make_writer
 class _Setup(NamedTuple):
     folder: Path
     workers: cluster.Cluster
+    strategy_name: str
     strategy: tf.distribute.Strategy
     task: Task
     state: State
@@ -36,11 +37,14 @@ def train(task: Task | str | None, config: RunConfig) -> dict[str, Any]:
     Raises UsageError for what the user can mend, before anything is written.
     """
     folder = workdir.check(config)
+    workers = cluster.from_tf_config(os.environ.get("TF_CONFIG"))
+    chief = workers.is_chief
+    display = Display(enabled=chief)
     summary = workdir.finished_summary(folder)
     if summary is not None:
-        Display(enabled=True).line(f"the run in {folder} is finished at step {summary['steps']}; nothing to do.")
+        display.line(f"the run in {folder} is finished at step {summary['steps']}; nothing to do.")
         return summary
-    setup = _set_up(task, config, folder)
+    setup = _set_up(task, config, folder, workers)
     record = {"train": {}, "eval": {}, "eval_count": 0, "examples": 0, "seconds": 0.0}
     host_state = setup.checkpointer.restore() or {"record": record, "open_epoch": None}
     record, start_step = host_state["record"], int(setup.state.step.numpy())
@@ -53,8 +57,6 @@ def train(task: Task | str | None, config: RunConfig) -> dict[str, Any]:
     save_every = config.checkpoint_every_steps or stream.steps_per_epoch
 
     # From here on files are written: everything that can be wrong with the input has been tried.
-    chief = setup.workers.is_chief
-    display = Display(enabled=chief)
     if chief:
         folder.mkdir(parents=True, exist_ok=True)
         workdir.write_json(folder / "config.json", config.to_dict())
@@ -88,7 +90,8 @@ def train(task: Task | str | None, config: RunConfig) -> dict[str, Any]:
 
 def evaluate(task: Task | str | None, config: RunConfig) -> dict[str, float]:
     """Evaluate the newest checkpoint of `config.workdir`; return the means. Every worker calls it; writes nothing."""
-    setup = _set_up(task, config, workdir.check(config))
+    workers = cluster.from_tf_config(os.environ.get("TF_CONFIG"))
+    setup = _set_up(task, config, workdir.check(config), workers)
     if setup.checkpointer.restore() is None:
         raise UsageError(f"workdir {setup.folder} has no checkpoint to evaluate; train there first.")
     evaluate_now = _evaluator(setup, config)
@@ -99,13 +102,13 @@ def evaluate(task: Task | str | None, config: RunConfig) -> dict[str, float]:
     return metrics
 
 
-def _set_up(task: Task | str | None, config: RunConfig, folder: Path) -> _Setup:
+def _set_up(task: Task | str | None, config: RunConfig, folder: Path, workers: cluster.Cluster) -> _Setup:
     """Make strategy, task, state and checkpointer, in the only order that works; write nothing."""
     if not isinstance(task, Task):
         find(task)  # an unknown task is told before TensorFlow starts
-    workers = cluster.from_tf_config(os.environ.get("TF_CONFIG"))
     runtime.initialize(replicas=config.replicas, seed=config.seed)
-    strategy = strategies.make_strategy(config.strategy, cluster=workers, replicas=config.replicas)
+    strategy_name = strategies.choose(config.strategy, cluster=workers, replicas=config.replicas)
+    strategy = strategies.make_strategy(strategy_name, cluster=workers, replicas=config.replicas)
     _check_batch_size(config.global_batch_size, strategy.num_replicas_in_sync)
     if not isinstance(task, Task):
         # User code comes after the strategy: an operation at import would make collectives impossible.
@@ -115,7 +118,7 @@ def _set_up(task: Task | str | None, config: RunConfig, folder: Path) -> _Setup:
     if not isinstance(state, State):
         raise UsageError(f"the task's build returned {type(state).__name__}; expected a distloop.State.")
     checkpointer = Checkpointer(folder / "checkpoints", state, writes=workers.is_chief)
-    return _Setup(folder, workers, strategy, task, state, checkpointer)
+    return _Setup(folder, workers, strategy_name, strategy, task, state, checkpointer)
 
 
 def _check_batch_size(global_batch_size: int, replicas: int) -> None:
@@ -147,12 +150,12 @@ def _evaluator(setup: _Setup, config: RunConfig) -> Callable[[], Evaluation] | N
 
 
 def _facts(setup: _Setup, config: RunConfig, stream: Stream, start_step: int, total_steps: int) -> dict[str, Any]:
-    replicas = setup.strategy.num_replicas_in_sync
+    replicas, workers = setup.strategy.num_replicas_in_sync, setup.workers.num_workers
     return {
-        "strategy": type(setup.strategy).__name__,
+        "strategy": setup.strategy_name,
         "replicas": replicas,
-        "workers": setup.workers.num_workers,
-        "devices": ", ".join(strategies.local_devices(setup.strategy)),
+        "workers": workers,
+        "devices": ", ".join(strategies.local_devices(setup.strategy)) + (" each worker" if workers > 1 else ""),
         "global batch": config.global_batch_size,
         "per-replica batch": config.global_batch_size // replicas,
         "steps an epoch": f"{stream.steps_per_epoch:,} ({stream.num_examples:,} examples)",

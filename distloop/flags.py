@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +61,9 @@ def _run(main: Callable[[Sequence[str]], int]) -> None:
             return main(argv[1:])
         except UsageError as error:
             _exit_with(str(error))
+        except KeyboardInterrupt:
+            print("distloop: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+            return 128 + signal.SIGINT
 
     app.run(guarded, flags_parser=parse)
 
@@ -72,11 +76,12 @@ def _exit_with(sentence: str) -> NoReturn:
 def _train(arguments: Sequence[str]) -> int:
     if arguments:
         raise UsageError(f"unexpected argument {arguments[0]!r}; settings are flags, such as --epochs=5: see --help.")
-    config = RunConfig(**{setting.name: flags.FLAGS[setting.name].value for setting in fields(RunConfig)})
+    settings: dict[str, Any] = {setting.name: flags.FLAGS[setting.name].value for setting in fields(RunConfig)}
+    config = RunConfig(**settings)
     workdir.check(config)
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # so that a console script finds the user's task as `python -m` does
     tasks.find(config.task)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # so that a console script finds the user's task as `python -m` does
     with _silence():
         from distloop.experiment import train
     if not flags.FLAGS["verbosity"].present:

@@ -14,7 +14,8 @@ from distloop.config import UsageError
 from distloop.metrics import Mean, all_reduce_sum, check, mean, pack, unpack
 from distloop.task import Batch
 
-LossFn = Callable[[Batch], tf.Tensor | tuple[tf.Tensor, Mapping[str, Mean]]]
+# Any: Keras types its losses as a tensor of whichever backend.
+LossFn = Callable[[Batch], Any | tuple[Any, Mapping[str, Mean]]]
 
 
 def minimize(
@@ -54,9 +55,10 @@ def _leave_as_they_are(gradients_and_variables: Any) -> Any:
 
 
 def _multiply(gradient: tf.Tensor | tf.IndexedSlices, factor: tf.Tensor) -> tf.Tensor | tf.IndexedSlices:
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(_multiply(gradient.values, factor), gradient.indices, gradient.dense_shape)
-    return gradient * tf.cast(factor, gradient.dtype)
+    factor = tf.cast(factor, gradient.dtype)
+    if isinstance(gradient, tf.IndexedSlices):  # the gradient of an embedding stays sparse
+        return tf.IndexedSlices(gradient.values * factor, gradient.indices, gradient.dense_shape)
+    return gradient * factor
 
 
 def _check_per_example(losses: object, weight: tf.Tensor) -> None:
@@ -64,7 +66,7 @@ def _check_per_example(losses: object, weight: tf.Tensor) -> None:
     if shape is None or shape.rank != 1 or not shape.is_compatible_with(weight.shape):
         what = type(losses).__name__ if shape is None else f"a loss of shape {shape}"
         raise UsageError(
-            f"loss_fn returned {what}; expected one loss an example, shape {weight.shape}, because distloop divides by "
-            "the global batch itself: use keras.losses.mean_squared_error(y, p), not keras.losses.MeanSquaredError()(y, p)"
-            " and not tf.reduce_mean."
+            f"loss_fn returned {what}; expected one loss an example, shape {weight.shape}, because distloop itself "
+            "divides by the global batch: use keras.losses.mean_squared_error(y, p), not "
+            "keras.losses.MeanSquaredError()(y, p) and not tf.reduce_mean."
         )

@@ -1,7 +1,7 @@
 """The generator of progress, and evaluation. Between two values of the generator anything may happen.
 
-    for progress in train_steps(call, stream, ...):
-        print(progress.step, progress.metrics)
+for progress in train_steps(call, stream, ...):
+    print(progress.step, progress.metrics)
 """
 
 import time
@@ -69,10 +69,10 @@ def train_steps(
 
 
 class Evaluation(NamedTuple):
-    """Say what an evaluation found: means, and the sum of weights they are over (examples, if none is weighted)."""
+    """Say what an evaluation found: means, and the sum of the weights counted (examples, if none is weighted)."""
 
     metrics: dict[str, float]
-    count: float
+    counted: float
 
 
 def evaluate_once(call: CompiledSteps, stream: Stream) -> Evaluation:

@@ -1,6 +1,6 @@
 """Metrics as sums: what a step returns adds up over examples, replicas and steps; only the host divides.
 
-    mean(losses, batch["weight"])      # replica context: sums over this replica's examples
+mean(losses, batch["weight"])      # replica context: sums over this replica's examples
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ class Mean:
     reduced: bool = False
 
 
-def mean(values: tf.Tensor, weight: tf.Tensor) -> Mean:
+def mean(values: Any, weight: tf.Tensor) -> Mean:
     """Sum `values` `[local_batch]` with `weight` `[local_batch]` (0 for padding). Replica context, no communication."""
     weight = tf.cast(weight, tf.float32)
     values = tf.cast(values, tf.float32)

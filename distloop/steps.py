@@ -47,8 +47,6 @@ def compile_steps(
         names[:] = metrics
         return metrics_lib.pack(list(metrics_lib.reduce(metrics).values()))
 
-    # Without AutoGraph, a user's error keeps its type and points at the user's line. This costs `if tensor:` in a step.
-    @tf.function(autograph=False)
     def call(iterator: Iterator[Batch], num_steps: tf.Tensor) -> tf.Tensor:
         def one_step(index: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
             packed = strategy.run(replica_step, args=(next(iterator),))
@@ -61,5 +59,7 @@ def compile_steps(
         _, rows = tf.while_loop(lambda index, _: index < num_steps, one_step, (0, rows))
         return rows.stack()
 
-    call.get_concrete_function(iterator, tf.TensorSpec([], tf.int32))
-    return CompiledSteps(tuple(names), call, iterator)
+    # Without AutoGraph, a user's error keeps its type and points at the user's line. This costs `if tensor:` in a step.
+    compiled: Any = tf.function(call, autograph=False)
+    compiled.get_concrete_function(iterator, tf.TensorSpec([], tf.int32))
+    return CompiledSteps(tuple(names), compiled, iterator)

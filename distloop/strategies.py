@@ -9,14 +9,17 @@ from distloop.cluster import Cluster
 from distloop.config import UsageError
 
 
-def make_strategy(name: str, *, cluster: Cluster, replicas: int | None) -> tf.distribute.Strategy:
-    """Make the strategy `name` (a value of `config.STRATEGIES`) over this process's first `replicas` devices.
+def choose(name: str, *, cluster: Cluster, replicas: int | None) -> str:
+    """Return the strategy that `name` (a value of `config.STRATEGIES`) means here; `auto` becomes one of the others.
 
-    Make one a process: two strategies over the same devices share collective keys and collide (tensorflow#61314).
-    Under `multiworker` this waits until every worker has started. Raises UsageError if the strategy is not to be had.
+    Raises UsageError if the strategy does not fit the cluster or the number of replicas.
     """
     if name == "auto":
-        name = _pick(cluster, replicas)
+        if cluster.num_workers > 1:
+            return "multiworker"
+        if _tpu_is_here():
+            return "tpu"
+        return "mirrored" if len(_devices(replicas)) > 1 else "default"
     if cluster.num_workers > 1 and name != "multiworker":
         raise UsageError(
             f"strategy is {name}, but TF_CONFIG lists {cluster.num_workers} workers; "
@@ -24,6 +27,15 @@ def make_strategy(name: str, *, cluster: Cluster, replicas: int | None) -> tf.di
         )
     if name in ("default", "one_device") and replicas not in (None, 1):
         raise UsageError(f"strategy {name} has one replica, not {replicas}; use --strategy=mirrored.")
+    return name
+
+
+def make_strategy(name: str, *, cluster: Cluster, replicas: int | None) -> tf.distribute.Strategy:
+    """Make the strategy `name`, as `choose` returned it, over this process's first `replicas` devices.
+
+    Make one a process: two strategies over the same devices share collective keys and collide (tensorflow#61314).
+    Under `multiworker` this waits until every worker has started. Raises UsageError if there is no such hardware.
+    """
     make = {
         "default": lambda: tf.distribute.get_strategy(),
         "one_device": lambda: tf.distribute.OneDeviceStrategy(_devices(1)[0]),
@@ -36,17 +48,11 @@ def make_strategy(name: str, *, cluster: Cluster, replicas: int | None) -> tf.di
 
 def local_devices(strategy: tf.distribute.Strategy) -> list[str]:
     """Name the devices that this process drives, such as `CPU:0`."""
-    default = type(strategy) is type(tf.distribute.get_strategy()) and not tf.distribute.has_strategy()
-    names = _devices(1) if default else strategy.extended.worker_devices
+    if strategy is tf.distribute.get_strategy():  # the default strategy does not list its device
+        names = _devices(1)
+    else:
+        names = strategy.extended.worker_devices
     return [name.partition("device:")[2] for name in names]
-
-
-def _pick(cluster: Cluster, replicas: int | None) -> str:
-    if cluster.num_workers > 1:
-        return "multiworker"
-    if _tpu_is_here():
-        return "tpu"
-    return "mirrored" if len(_devices(replicas)) > 1 else "default"
 
 
 def _devices(count: int | None) -> list[str]:

@@ -52,7 +52,7 @@ class State:
                 (model,) = models.values()
                 part.build(model.trainable_variables)
         self.parts = parts
-        self.step = tf.Variable(0, dtype=tf.int64, trainable=False, name="step")
+        self.step = tf.Variable(tf.constant(0, tf.int64), trainable=False, name="step")
 
     def __getattr__(self, name: str) -> Any:
         parts = self.__dict__.get("parts", {})
@@ -67,8 +67,8 @@ class Task:
 
     A source is a dict of arrays with a common first axis, or a finite `tf.data.Dataset` of single examples (dicts),
     in a fixed order: the library shuffles, batches, pads and shares out. Batches are dicts of `[local_batch, ...]` with
-    `"weight"` `[local_batch]` float32, 0 for padding. Steps run in replica context and call no `tf.distribute` function;
-    they are traced once as plain Python, so a branch on a tensor is `tf.cond` or `tf.where`.
+    `"weight"` `[local_batch]` float32, 0 for padding. Steps run in replica context and call no `tf.distribute`
+    function; they are traced once as plain Python, so a branch on a tensor is `tf.cond` or `tf.where`.
     """
 
     build: Callable[[], State]
@@ -94,4 +94,3 @@ def load_task(name: str | None, config: RunConfig) -> Task:
     if not isinstance(task, Task):
         raise UsageError(f"task {name!r}: {function}(config) returned {type(task).__name__}; expected a distloop.Task.")
     return task
-

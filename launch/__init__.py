@@ -1,0 +1,1 @@
+"""What a person runs: each file starts with its command."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from typing import IO
 
 from distloop.cluster import Cluster, to_tf_config
 from distloop.config import UsageError
@@ -23,32 +24,36 @@ def run(train_arguments: Sequence[str], *, workers: int) -> int:
     if workers < 1:
         raise UsageError(f"workers is {workers}; expected at least 1.")
     command = [sys.executable, "-m", "distloop", *train_arguments]
-    ports = _free_ports(workers)
-    addresses = tuple(f"127.0.0.1:{port}" for port in ports)
+    addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(workers))
     with _killed_at_exit() as processes:
         for index in range(workers):
-            environment = dict(os.environ)
-            environment.pop("TF_CONFIG", None)
+            environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
             if workers > 1:
                 environment["TF_CONFIG"] = to_tf_config(Cluster(addresses, index))
-            processes.append(_start(command, environment, index))
-        return _wait(processes)
+            processes.append(_start(command, environment, is_chief=index == 0))
+        printers = [
+            threading.Thread(target=_print_lines, args=(process.stdout, f"[worker {index}] "), daemon=True)
+            for index, process in enumerate(processes)
+            if process.stdout is not None
+        ]
+        for printer in printers:
+            printer.start()
+        code = _wait(processes)
+    for printer in printers:
+        printer.join(timeout=1)  # what a killed worker still had in its pipe
+    return code
 
 
-def _start(command: Sequence[str], environment: dict[str, str], index: int) -> subprocess.Popen[bytes]:
-    pipe = None if index == 0 else subprocess.PIPE
-    process = subprocess.Popen(
+def _start(command: Sequence[str], environment: dict[str, str], *, is_chief: bool) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
         command,
         env=environment,
         stdin=subprocess.DEVNULL,
-        stdout=pipe,
-        stderr=None if index == 0 else subprocess.STDOUT,
+        stdout=None if is_chief else subprocess.PIPE,
+        stderr=None if is_chief else subprocess.STDOUT,
         start_new_session=True,
         preexec_fn=_die_with_parent,
     )
-    if process.stdout is not None:
-        threading.Thread(target=_print_lines, args=(process.stdout, f"[worker {index}] "), daemon=True).start()
-    return process
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
@@ -56,6 +61,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     running = {process.pid: process for process in processes}
     while running:
         ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # in the order of their ends
+        assert ended is not None  # only WNOHANG gives None
         process = running.pop(ended.si_pid)
         code = process.wait()
         if code != 0:
@@ -89,7 +95,7 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _print_lines(stream, prefix: str) -> None:
+def _print_lines(stream: IO[bytes], prefix: str) -> None:
     for line in stream:
         sys.stdout.write(prefix + line.decode(errors="replace"))
         sys.stdout.flush()

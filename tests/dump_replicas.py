@@ -1,0 +1,53 @@
+"""Train by `distloop.train` and write what every local replica holds: python -m tests.dump_replicas OUT CONFIG_JSON."""
+
+import dataclasses
+import json
+import os
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+from distloop import RunConfig, train
+from distloop.checkpoint import named_variables
+from distloop.cluster import from_tf_config
+from distloop.task import load_task
+
+
+def main() -> None:
+    out, config = sys.argv[1], RunConfig(**json.loads(sys.argv[2]))
+    task = load_task(config.task, config)
+    state = None
+    traced = {"train": 0, "eval": 0}
+
+    def build():
+        nonlocal state
+        state = task.build()
+        return state
+
+    def counted(name, step):
+        def count_and_call(*arguments):
+            traced[name] += 1
+            return step(*arguments)
+
+        return count_and_call
+
+    watched = dataclasses.replace(
+        task,
+        build=build,
+        train_step=counted("train", task.train_step),
+        eval_step=counted("eval", task.eval_step),
+    )
+    summary = train(watched, config)
+    arrays = {}
+    for name, variable in named_variables(state).items():
+        for replica, local in enumerate(getattr(variable, "values", [variable])):
+            arrays[f"{replica}:{name}"] = tf.convert_to_tensor(local).numpy()
+    worker = from_tf_config(os.environ.get("TF_CONFIG")).index
+    np.savez(f"{out}.worker{worker}.npz", **arrays)
+    with open(f"{out}.worker{worker}.json", "w") as file:
+        json.dump({"summary": summary, "traced": traced, "replicas": len({n.split(":")[0] for n in arrays})}, file)
+
+
+if __name__ == "__main__":
+    main()
