@@ -48,10 +48,8 @@ def make_strategy(name: str, *, cluster: Cluster, replicas: int | None) -> tf.di
 
 def local_devices(strategy: tf.distribute.Strategy) -> list[str]:
     """Name the devices that this process drives, such as `CPU:0`."""
-    if strategy is tf.distribute.get_strategy():  # the default strategy does not list its device
-        names = _devices(1)
-    else:
-        names = strategy.extended.worker_devices
+    is_default = strategy is tf.distribute.get_strategy()  # which does not list its device
+    names = _devices(1) if is_default else strategy.extended.worker_devices
     return [name.partition("device:")[2] for name in names]
 
 

@@ -1,63 +1,88 @@
 """Where values go: `metrics.jsonl` and event files. A writer is a function `(step, split, {name: float})`.
 
-Only the chief makes writers: two in one folder would lose data (tensorboard#1011).
+Only the chief makes one: two writers in a folder of event files would lose data (tensorboard#1011).
 """
 
 import json
-from collections.abc import Callable, Mapping
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
-import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] (made by protobuf)
+from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 Writer = Callable[[int, str, Mapping[str, float]], None]
 
 
 def make_writer(workdir: Path, *, after_step: int) -> Writer:
-    """Return a writer of `metrics.jsonl` and of event files in `train/` and `eval/`.
+    """Return a writer of `metrics.jsonl` and of one event file in a folder for each split (`train/`, `eval/`).
 
     A resumed run goes on after `after_step`: what was written later, before a crash, is dropped, so that each step is
-    there once.
+    there once. Every write is flushed.
     """
-    metrics_path = workdir / "metrics.jsonl"
-    _keep_lines(metrics_path, after_step)
-    event_writers: dict[str, tf.summary.SummaryWriter] = {}
+    metrics_file = _open_metrics(workdir / "metrics.jsonl", after_step)
+    event_files = {path.parent.name: _open_events(path.parent, after_step) for path in workdir.glob(f"*/{_EVENTS}*")}
 
     def write(step: int, split: str, values: Mapping[str, float]) -> None:
-        with metrics_path.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        if split not in event_writers:
-            _keep_events(workdir / split, after_step)
-            event_writers[split] = tf.summary.create_file_writer(str(workdir / split))
-        with event_writers[split].as_default():
-            for name, value in values.items():
-                tf.summary.scalar(name, value, step=step)
-        event_writers[split].flush()
+        metrics_file.write(json.dumps({"step": step, "split": split, **values}).encode() + b"\n")
+        metrics_file.flush()
+        if split not in event_files:
+            event_files[split] = _open_events(workdir / split, after_step)
+        events = RecordWriter(event_files[split])
+        for name, value in values.items():
+            events.write(Event(wall_time=time.time(), step=step, summary=scalar_pb(name, value)).SerializeToString())
+        events.flush()
 
     return write
 
 
-def _keep_lines(path: Path, last_step: int) -> None:
+_EVENTS = "events.out.tfevents."  # how TensorBoard knows an event file
+
+
+def _open_metrics(path: Path, last_step: int) -> BinaryIO:
+    kept = b""
     if path.exists():
-        # A line that a crash cut short has no newline; it is later than the checkpoint anyway.
-        lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        kept = [line for line in lines if json.loads(line)["step"] <= last_step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept))
-        temporary.replace(path)
+        # A line that a crash cut short has no newline.
+        lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        kept = b"".join(line for line in lines if json.loads(line)["step"] <= last_step)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(kept)
+    temporary.replace(path)
+    return path.open("ab")
 
 
-def _keep_events(folder: Path, last_step: int) -> None:
-    """Rewrite a run's event files as one with the events up to `last_step`, so that one writer stays the rule."""
-    files = sorted(folder.glob("events.out.tfevents.*"))
-    if not files:
-        return
-    kept = files[0].with_name(files[0].name + ".tmp")
-    with tf.io.TFRecordWriter(str(kept)) as writer:
-        for file in files:
-            for record in tf.data.TFRecordDataset(str(file)).apply(tf.data.experimental.ignore_errors()):
-                if Event.FromString(record.numpy()).step <= last_step:
-                    writer.write(record.numpy())
-    for file in files[1:]:
-        file.unlink()
-    kept.replace(files[0])
+def _open_events(folder: Path, last_step: int) -> BinaryIO:
+    """Open a new event file that starts with the events up to `last_step` and takes the place of the older ones.
+
+    It is a new file because a TensorBoard that is watching goes on to it, and drops the steps it comes again to.
+    """
+    folder.mkdir(exist_ok=True)
+    older = sorted(folder.glob(f"{_EVENTS}*"))
+    kept = [record for path in older for record in _records(path) if Event.FromString(record).step <= last_step]
+    temporary = folder / "events.tmp"
+    with temporary.open("wb") as file:
+        events = RecordWriter(file)
+        for record in kept or [Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString()]:
+            events.write(record)
+    target = folder / f"{_EVENTS}{time.time():017.6f}.{socket.gethostname()}"
+    temporary.rename(target)
+    for path in older:
+        path.unlink()
+    return target.open("ab")
+
+
+def _records(path: Path) -> Iterator[bytes]:
+    """Yield the whole records of a TFRecord file: length (8 bytes), its checksum (4), data, checksum (4)."""
+    content = path.read_bytes()
+    begin = 0
+    while begin + 12 <= len(content):
+        (length,) = struct.unpack_from("<Q", content, begin)
+        end = begin + 12 + length + 4
+        if end > len(content):
+            return  # cut short by a crash
+        yield content[begin + 12 : end - 4]
+        begin = end

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -45,8 +46,8 @@ def main() -> None:
             arrays[f"{replica}:{name}"] = tf.convert_to_tensor(local).numpy()
     worker = from_tf_config(os.environ.get("TF_CONFIG")).index
     np.savez(f"{out}.worker{worker}.npz", **arrays)
-    with open(f"{out}.worker{worker}.json", "w") as file:
-        json.dump({"summary": summary, "traced": traced, "replicas": len({n.split(":")[0] for n in arrays})}, file)
+    facts = {"summary": summary, "traced": traced, "replicas": len({name.split(":")[0] for name in arrays})}
+    Path(f"{out}.worker{worker}.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":

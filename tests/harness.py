@@ -1,5 +1,6 @@
 """Real processes for tests: each in its own session, on fresh ports, ended by SIGKILL at a limit."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distloop.cluster import Cluster, to_tf_config
-from distloop.launcher.local import _free_ports
+from distloop.launcher.local import free_ports
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,10 +31,8 @@ def start(arguments: Sequence[str], *, cwd: Path = ROOT, **environment: str) -> 
 
 def kill(process: subprocess.Popen[str]) -> None:
     """End a process and its children at once; a worker in a collective ignores SIGTERM."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
@@ -55,7 +54,7 @@ def run(*arguments: str, limit_secs: float = 180, **environment: str) -> tuple[i
 
 def run_workers(arguments: Sequence[str], *, workers: int, limit_secs: float = 180) -> list[tuple[int, str, str]]:
     """Run `python <arguments>` in every worker of a fresh cluster on loopback, to their ends."""
-    addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(workers))
+    addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(workers))
     processes = [start(arguments, TF_CONFIG=to_tf_config(Cluster(addresses, index))) for index in range(workers)]
     try:
         return [finish(process, limit_secs=limit_secs) for process in processes]

@@ -24,7 +24,7 @@ def run(train_arguments: Sequence[str], *, workers: int) -> int:
     if workers < 1:
         raise UsageError(f"workers is {workers}; expected at least 1.")
     command = [sys.executable, "-m", "distloop", *train_arguments]
-    addresses = tuple(f"127.0.0.1:{port}" for port in _free_ports(workers))
+    addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(workers))
     with _killed_at_exit() as processes:
         for index in range(workers):
             environment = {name: value for name, value in os.environ.items() if name != "TF_CONFIG"}
@@ -101,7 +101,7 @@ def _print_lines(stream: IO[bytes], prefix: str) -> None:
         sys.stdout.flush()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Return ports that no one listens on. All are held until the last is found, so that they differ."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]

@@ -1,0 +1,53 @@
+"""Broken and odd tasks for the command line: --task=tests.own_task:<name>."""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from tests import toy
+
+
+def good(config):
+    return toy.make_task(config)
+
+
+def scalar_loss(config):
+    from distloop import minimize
+
+    def step(state, batch):
+        return minimize(lambda b: tf.reduce_mean(b["x"]), batch, state.optimizer, state.model.trainable_variables)
+
+    return dataclasses.replace(toy.make_task(config), train_step=step)
+
+
+def no_metric(config):
+    return dataclasses.replace(toy.make_task(config), train_step=lambda state, batch: {"loss": tf.constant(1.0)})
+
+
+def no_data(config):
+    return dataclasses.replace(toy.make_task(config), train_data=lambda: {"x": np.zeros([0, 3]), "y": np.zeros([0])})
+
+
+def no_split(config):
+    from distloop import load_tfds
+
+    return dataclasses.replace(
+        toy.make_task(config), train_data=lambda: load_tfds("mnist", "validation", config.data_dir)
+    )
+
+
+def dies_on_worker_1(config):
+    import os
+    import signal
+
+    from distloop.cluster import from_tf_config
+
+    task = toy.make_task(config)
+
+    def build():
+        if from_tf_config(os.environ.get("TF_CONFIG")).index == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return task.build()
+
+    return dataclasses.replace(task, build=build)

@@ -1,0 +1,145 @@
+"""The house: who may import whom, how long a file may be, and the names that users rely on."""
+
+import ast
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import distloop
+from distloop.config import RunConfig
+
+ROOT = Path(__file__).parents[1]
+# A module may import only from lower floors; within floor 0 there is an order of its own, checked as "no cycle".
+FLOORS = {
+    "config": 0,
+    "cluster": 0,
+    "workdir": 0,
+    "tasks": 0,
+    "launcher": 0,
+    "launcher.local": 0,
+    "runtime": 1,
+    "strategies": 1,
+    "metrics": 1,
+    "writers": 1,
+    "console": 1,
+    "task": 2,
+    "data": 2.5,
+    "datasets": 2.5,
+    "gradients": 2.5,
+    "steps": 3,
+    "checkpoint": 3,
+    "loop": 4,
+    "actions": 4.5,
+    "experiment": 5,
+    "flags": 6,
+    "__main__": 7,
+    "tasks.mnist_cnn": 7,
+    "tasks.mnist_tutorial": 7,
+}
+FILES = sorted((ROOT / "distloop").rglob("*.py"))
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT / "distloop").with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__") or "distloop"
+
+
+def imported(path, *, top_level_only=False):
+    """Return the names of the modules that a file imports, dotted, with those of its functions too."""
+    tree = ast.parse(path.read_text())
+    found = set()
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_imports(path):
+    names = {name.removeprefix("distloop.") for name in imported(path) if name.startswith("distloop.")}
+    return names & set(FLOORS)
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if module_name(f) != "distloop"], ids=module_name)
+def test_a_module_imports_only_from_lower_floors(path):
+    floor = FLOORS[module_name(path)]
+    for name in own_imports(path) - {module_name(path)}:
+        assert FLOORS[name] < floor or FLOORS[name] == floor == 0, f"{module_name(path)} imports {name}"
+
+
+def test_there_is_no_cycle_on_the_ground_floor():
+    graph = {module_name(f): own_imports(f) for f in FILES if FLOORS.get(module_name(f)) == 0}
+    while graph:
+        leaves = [name for name, needs in graph.items() if not needs & set(graph)]
+        assert leaves, f"a cycle among {sorted(graph)}"
+        for leaf in leaves:
+            del graph[leaf]
+
+
+def test_only_named_modules_import_absl_and_only_launchers_stay_outside():
+    assert [module_name(f) for f in FILES if any(n.split(".")[0] == "absl" for n in imported(f))] == ["flags"]
+    for path in FILES:
+        assert not {name.split(".")[0] for name in imported(path)} & {"launch", "benchmarks", "tests"}
+
+
+@pytest.mark.parametrize(
+    ("call", "homes"),
+    [
+        (".all_reduce(", ["metrics"]),
+        ("strategy.run(", ["steps"]),
+        (".is_chief", ["experiment"]),
+        ("FLAGS", ["flags"]),
+    ],
+)
+def test_what_is_easy_to_get_wrong_has_one_home(call, homes):
+    assert [module_name(f) for f in FILES if call in f.read_text() and module_name(f) != "cluster"] == homes
+
+
+def test_files_are_short():
+    for path in [*FILES, *(ROOT / "launch").glob("*.py")]:
+        assert len(path.read_text().splitlines()) <= 300, path
+
+
+def test_public_names_are_frozen():
+    names = "Mean RunConfig State Task UsageError evaluate in_memory load_tfds mean minimize train"
+    assert distloop.__all__ == names.split()
+    for name in distloop.__all__:
+        assert getattr(distloop, name).__doc__
+    with pytest.raises(AttributeError, match="module 'distloop' has no attribute 'fit'"):
+        _ = distloop.fit
+
+
+def test_flags_are_frozen():
+    assert [setting.name for setting in fields(RunConfig)] == [
+        *("task", "workdir", "strategy", "replicas", "dataset", "data_dir", "global_batch_size", "epochs"),
+        *("train_steps", "steps_per_call", "eval_every_steps", "checkpoint_every_steps", "seed", "learning_rate"),
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_public_functions_and_classes_have_a_docstring(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), path
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), f"{path}: {node.name}"
+
+
+def loaded_after(statement):
+    script = f"import sys; before = set(sys.modules); {statement}; print(*(set(sys.modules) - before))"
+    out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return {name.split(".")[0] for name in out.split()}
+
+
+def test_import_distloop_loads_nothing_but_itself():
+    assert loaded_after("import distloop") == {"distloop"}
+
+
+@pytest.mark.parametrize("module", [f"distloop.{name}" for name, floor in FLOORS.items() if floor == 0])
+def test_the_ground_floor_loads_no_tensorflow(module):
+    assert not loaded_after(f"import {module}") & {"tensorflow", "keras", "numpy", "rich", "absl"}

@@ -1,0 +1,214 @@
+"""The launchers as a person uses them: real processes, their exit codes, what they print and what they leave."""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from distloop.datasets import SAMPLE_DIR
+from distloop.workdir import write_json
+from tests import harness
+from tests.test_writers import events, lines
+
+TOY = ("--task=tests.own_task:good", "--global_batch_size=4")
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        # told before TensorFlow is loaded
+        (["--task=mnist_cn"], "there is no task 'mnist_cn'; expected one of mnist_cnn, mnist_tutorial, or your own"),
+        (["--task=no_such:make_task"], "there is no module 'no_such' for the task"),
+        (["--task=mnist_cnn", "--epochs=-1"], "epochs is -1; expected a whole number of at least 1"),
+        (["--task=mnist_cnn", "--train_steps=0"], "train_steps is 0; expected a whole number of at least 1"),
+        (["--task=mnist_cnn", "--epochs=1", "--train_steps=1"], "epochs (1) and train_steps (1) are both given"),
+        (["--task=mnist_cnn", "--strategy=pipeline"], "strategy is 'pipeline'; expected one of auto,"),
+        (["--task=mnist_cnn", "--epochs=two"], "epochs"),
+        (["--task=mnist_cnn", "--epoch=2"], "Unknown command line flag 'epoch'"),
+        (["--task=mnist_cnn", "epochs=2"], "unexpected argument 'epochs=2'; settings are flags"),
+        # told before the model is built
+        (["--task=mnist_cnn", "--strategy=tpu"], "strategy is tpu, but there is no TPU here"),
+        (
+            ["--task=mnist_cnn", "--replicas=3", "--global_batch_size=64"],
+            "global_batch_size (64) must be a multiple of the 3 replicas; use 63 or 66.",
+        ),
+        (["--task=launch.no_such:make_task"], "there is no module 'launch.no_such'"),
+        # told before the first step
+        (["--task=mnist_cnn", "--data_dir=/no/such"], "data_dir /no/such is not a folder"),
+        (["--task=tests.own_task:no_split"], "data set 'mnist' has no split 'validation'; it has train, test."),
+        (
+            [*TOY[1:], "--task=tests.own_task:scalar_loss"],
+            "loss_fn returned a loss of shape (); expected one loss an ex",
+        ),
+        (
+            [*TOY[1:], "--task=tests.own_task:no_metric"],
+            "returned a tensor of shape () as 'loss', which is not a metric",
+        ),
+        ([*TOY[1:], "--task=tests.own_task:no_data"], "train_data has no examples; expected at least one"),
+    ],
+    ids=lambda value: value[-1].partition("=")[2] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_sentence_and_exit_64_and_nothing_is_written(tmp_path, flags, sentence):
+    code, out, err = harness.run("-m", "launch.train", f"--workdir={tmp_path / 'run'}", *flags)
+    assert code == 64, out + err
+    (line,) = [line for line in err.splitlines() if line.startswith("distloop: ")]
+    assert sentence in line
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_task_module_that_does_not_import_is_one_sentence(tmp_path):
+    (tmp_path / "broken.py").write_text("import not_installed\n")
+    code, _, err = harness.run(
+        "-m",
+        "distloop",
+        "--task=broken:make_task",
+        f"--workdir={tmp_path / 'run'}",
+        PYTHONPATH=f"{tmp_path}:{harness.ROOT}",
+    )
+    assert code == 64
+    assert "importing 'broken' failed with ModuleNotFoundError: No module named 'not_installed'; make python -c" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_of_another_run_is_left_alone(tmp_path):
+    write_json(tmp_path / "config.json", {"task": "mnist_tutorial"})
+    code, _, err = harness.run("-m", "launch.train", "--task=mnist_cnn", f"--workdir={tmp_path}")
+    assert code == 64
+    assert "holds another run (task='mnist_tutorial' there, 'mnist_cnn' here;" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_help_lists_the_flags():
+    code, out, _ = harness.run("-m", "launch.train", "--help")
+    assert code == 1  # absl's own choice
+    for flag in ("--task", "--strategy", "--global_batch_size", "--checkpoint_every_steps"):
+        assert flag in out
+
+
+def checkpoint(workdir):
+    newest = sorted((workdir / "checkpoints").iterdir())[-1]
+    reader = tf.train.load_checkpoint(str(newest / "state"))
+    return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+
+def without_timing(workdir):
+    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines(workdir)]
+
+
+def test_a_run_leaves_what_it_says_and_running_it_again_says_it_is_finished(tmp_path):
+    command = ("-m", "launch.train", *TOY, "--epochs=4", "--steps_per_call=2", f"--workdir={tmp_path}")
+    code, out, err = harness.run(*command)
+    assert code == 0, out + err
+    for fact in ("strategy", "replicas", "workers", "devices", "global batch", "per-replica batch", "total steps"):
+        assert fact in out
+    assert f"tensorboard --logdir {tmp_path}" in out
+    assert err == ""  # none of TensorFlow's start-up lines
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("config.json", "summary.json", "metrics.jsonl", "checkpoints", "train", "eval"),
+    }
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["steps"], summary["examples"], summary["eval_count"]) == (12, 40, 10)
+    assert set(summary) >= {"train", "eval", "seconds", "examples_per_second"}
+
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    code, out, _ = harness.run(*command)
+    assert (code, "is finished at step 12; nothing to do" in out) == (0, True)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_two_workers_write_event_files_by_the_chief_alone_and_equal_to_the_metrics(tmp_path):
+    command = ("-m", "launch.local", "--workers=2", "--", *TOY, "--epochs=3", "--steps_per_call=1")
+    code, out, err = harness.run(*command, f"--workdir={tmp_path}")
+    assert code == 0, out + err
+    assert "workers           2" in out
+    written = lines(tmp_path)
+    for split in ("train", "eval"):
+        found = events(tmp_path / split)  # asserts that there is one file
+        expected = [
+            (line["step"], name, np.float32(value))
+            for line in written
+            if line["split"] == split
+            for name, value in line.items()
+            if name not in ("step", "split")
+        ]
+        assert found == expected
+        for tag in {tag for _, tag, _ in found}:
+            steps = [step for step, name, _ in found if name == tag]
+            assert steps == sorted(set(steps))
+    assert {tag for _, tag, _ in events(tmp_path / "train")} == {"loss", "epoch_loss", "examples_per_second"}
+
+
+@pytest.mark.parametrize(
+    "launcher", [["launch.train"], ["launch.local", "--workers=2", "--"]], ids=lambda launcher: launcher[0]
+)
+def test_a_killed_run_goes_on_to_the_same_bits_with_the_same_command(tmp_path, launcher):
+    command = ("-m", *launcher, *TOY, "--train_steps=400", "--steps_per_call=1", "--checkpoint_every_steps=7")
+    code, out, err = harness.run(*command, f"--workdir={tmp_path / 'whole'}")
+    assert code == 0, out + err
+
+    process = harness.start([*command, f"--workdir={tmp_path / 'killed'}"])
+    saved = tmp_path / "killed/checkpoints/step_00000070"
+    limit = time.monotonic() + 120
+    while not saved.exists() and time.monotonic() < limit and process.poll() is None:
+        time.sleep(0.01)
+    harness.kill(process)  # the launcher too: its workers must follow
+    harness.finish(process)
+    assert not (tmp_path / "killed/summary.json").exists()
+    code, out, err = harness.run(*command, f"--workdir={tmp_path / 'killed'}")
+    assert code == 0, out + err
+    assert "resumed after" in out
+    expected = checkpoint(tmp_path / "whole")
+    for name, value in checkpoint(tmp_path / "killed").items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    assert without_timing(tmp_path / "killed") == without_timing(tmp_path / "whole")
+
+
+def test_the_death_of_one_worker_ends_all_with_its_exit_code(tmp_path):
+    began = time.monotonic()
+    code, out, err = harness.run(
+        *("-m", "launch.local", "--workers=2", "--", "--task=tests.own_task:dies_on_worker_1", "--global_batch_size=4"),
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert code == 128 + signal.SIGKILL, out + err
+    assert time.monotonic() - began < 60  # TensorFlow alone would wait for an hour
+    assert not (tmp_path / "run").exists()
+
+
+def workers_alive(marker):
+    found = []
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has just ended
+            found.extend([command] if marker in command.read_text() else [])
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_worker_outlives_its_launcher(tmp_path, number):
+    marker = f"--workdir={tmp_path / 'run'}"
+    process = harness.start(["-m", "launch.local", "--workers=2", "--", *TOY, "--train_steps=100000000", marker])
+    limit = time.monotonic() + 120
+    while not (tmp_path / "run/metrics.jsonl").exists() and time.monotonic() < limit and process.poll() is None:
+        time.sleep(0.05)
+    assert len(workers_alive(marker)) == 3
+    os.kill(process.pid, number)
+    code, _, _ = harness.finish(process, limit_secs=20)
+    assert code == (-number if number == signal.SIGKILL else 128 + number)
+    limit = time.monotonic() + 10
+    while workers_alive(marker) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert workers_alive(marker) == []
+
+
+def test_prepared_data_of_another_folder_is_read(tmp_path):
+    code, out, err = harness.run(
+        *("-m", "launch.train", "--task=mnist_cnn", f"--data_dir={SAMPLE_DIR}", "--train_steps=2"),
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert code == 0, out + err

@@ -1,0 +1,92 @@
+import keras
+import pytest
+import tensorflow as tf
+
+from distloop import RunConfig, State, Task
+from distloop.config import UsageError
+from distloop.task import load_task
+from distloop.tasks import find, names
+
+
+def model():
+    return keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
+
+
+def test_a_state_holds_its_parts_by_name_and_builds_the_optimizer():
+    net, optimizer = model(), keras.optimizers.Adam()
+    state = State(model=net, optimizer=optimizer, best=tf.Variable(0.0))
+    assert (state.model, state.optimizer) == (net, optimizer)
+    assert optimizer.built
+    assert int(state.step.numpy()) == 0
+
+
+def test_two_models_and_two_optimizers_need_no_other_concept():
+    one, two = model(), model()
+    first, second = keras.optimizers.SGD(), keras.optimizers.SGD()
+    first.build(one.trainable_variables)
+    second.build(two.trainable_variables)
+    assert State(one=one, two=two, first=first, second=second).second is second
+
+
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        (lambda: dict(model=3), "State got model=int; expected Keras models, optimizers or variables"),
+        (lambda: dict(step=tf.Variable(0)), "State got step="),
+        (lambda: dict(model=keras.Sequential([keras.layers.Dense(1)])), "the model 'model' has no weights yet"),
+        (lambda: dict(a=model(), b=model(), o=keras.optimizers.SGD()), "'o' is not built and there are 2 models"),
+    ],
+)
+def test_parts_that_cannot_be_trained_are_refused(parts, sentence):
+    with pytest.raises(UsageError) as refusal:
+        State(**parts())
+    assert sentence in str(refusal.value)
+
+
+def test_a_missing_part_is_answered_with_those_that_are_there():
+    with pytest.raises(AttributeError, match="holds model, optimizer and step, but no 'net'"):
+        _ = State(model=model(), optimizer=keras.optimizers.SGD()).net
+
+
+def test_library_tasks_are_found_by_file_name_and_load():
+    assert names() == ["mnist_cnn", "mnist_tutorial"]
+    for name in names():
+        assert isinstance(load_task(name, RunConfig()), Task)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        (None, "task is not given; expected one of mnist_cnn, mnist_tutorial, or your own as my_package"),
+        ("mnist_cn", "there is no task 'mnist_cn'; expected one of mnist_cnn,"),
+        ("nowhere.at_all:make_task", "there is no module 'nowhere.at_all' for the task"),
+        ("tests.toy:", "expected my_package.my_module:make_task"),
+        (".toy:make_task", "there is no module '.toy'"),
+    ],
+)
+def test_an_unknown_task_is_refused_before_anything_is_imported(name, sentence):
+    with pytest.raises(UsageError) as refusal:
+        find(name)
+    assert sentence in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "function", "sentence"),
+    [
+        (
+            "import missing_package",
+            "make_task",
+            "importing 'own_task' failed with ModuleNotFoundError: No module named",
+        ),
+        ("1 / 0", "make_task", "importing 'own_task' failed with ZeroDivisionError: division by zero; make python -c"),
+        ("x = 1", "make_task", "'own_task' has no function 'make_task'"),
+        ("def make_task(config): return 3", "make_task", "make_task(config) returned int; expected a distloop.Task"),
+    ],
+)
+def test_a_module_that_gives_no_task_is_refused(tmp_path, monkeypatch, source, function, sentence):
+    (tmp_path / "own_task.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(__import__("sys").modules, "own_task", raising=False)
+    with pytest.raises(UsageError) as refusal:
+        load_task(f"own_task:{function}", RunConfig())
+    assert sentence in str(refusal.value)

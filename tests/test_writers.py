@@ -1,0 +1,49 @@
+import json
+
+import pytest
+import tensorflow as tf
+from tensorboard.compat.proto.event_pb2 import Event
+
+from distloop.writers import make_writer
+
+
+def events(folder):
+    """Return [(step, tag, value)] of the only event file in `folder`."""
+    (file,) = folder.glob("events.out.tfevents.*")
+    found = []
+    for record in tf.data.TFRecordDataset(str(file)):
+        event = Event.FromString(record.numpy())
+        found.extend((event.step, v.tag, float(tf.make_ndarray(v.tensor))) for v in event.summary.value)
+    return found
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_is_written_reads_back_from_both_files(tmp_path):
+    write = make_writer(tmp_path, after_step=0)
+    write(5, "train", {"loss": 0.25, "accuracy": 0.5})
+    write(5, "eval", {"loss": 0.75})
+    assert lines(tmp_path) == [
+        {"step": 5, "split": "train", "loss": 0.25, "accuracy": 0.5},
+        {"step": 5, "split": "eval", "loss": 0.75},
+    ]
+    assert events(tmp_path / "train") == [(5, "loss", 0.25), (5, "accuracy", 0.5)]
+    assert events(tmp_path / "eval") == [(5, "loss", 0.75)]
+
+
+@pytest.mark.parametrize("crashes", [1, 2])
+def test_a_resumed_run_holds_each_step_once_in_one_file(tmp_path, crashes):
+    write = make_writer(tmp_path, after_step=0)
+    write(1, "train", {"loss": 1.0})
+    for _ in range(crashes):
+        write(3, "train", {"loss": 9.0})
+        for file in (tmp_path / "metrics.jsonl", *(tmp_path / "train").iterdir()):
+            with file.open("ab") as torn:
+                torn.write(b'{"step": 4, "sp')  # a crash in the middle of a write
+        write = make_writer(tmp_path, after_step=2)
+    write(3, "train", {"loss": 3.0})
+    assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [(1, 1.0), (3, 3.0)]
+    assert events(tmp_path / "train") == [(1, "loss", 1.0), (3, "loss", 3.0)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "train"]
