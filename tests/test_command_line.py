@@ -212,3 +212,11 @@ def test_prepared_data_of_another_folder_is_read(tmp_path):
         f"--workdir={tmp_path / 'run'}",
     )
     assert code == 0, out + err
+
+
+def test_the_main_command_reaches_its_accuracy_on_the_sample(tmp_path):
+    code, out, err = harness.run(
+        *("-m", "launch.train", "--task=mnist_cnn", "--epochs=5", f"--workdir={tmp_path / 'run'}")
+    )
+    assert code == 0, out + err
+    assert json.loads((tmp_path / "run/summary.json").read_text())["eval"]["accuracy"] >= 0.96

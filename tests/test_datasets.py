@@ -53,4 +53,4 @@ def test_tasks_read_what_the_config_names():
 
     task = load_task("mnist_cnn", RunConfig(data_dir=str(SAMPLE_DIR)))
     assert task.eval_data is not None
-    assert len(task.eval_data()["label"]) == 2_000
+    assert len(dict(task.eval_data())["label"]) == 2_000
