@@ -60,15 +60,15 @@ def in_memory(dataset: tf.data.Dataset) -> dict[str, np.ndarray]:
 
     Arrays are shuffled completely and resumed at once; worth it for whatever fits in memory on every worker.
     """
+    name = "the data set given to in_memory"
+    _check_elements(dataset.element_spec, name)
     batches = list(dataset.batch(1024).as_numpy_iterator())
     if not batches:
-        raise UsageError("the data set given to in_memory has no examples; expected at least one.")
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+        raise UsageError(f"{name} has no examples; expected at least one.")
+    return {feature: np.concatenate([batch[feature] for batch in batches]) for feature in batches[0]}
 
 
-def per_replica_batches(
-    stream: Stream, context: tf.distribute.InputContext, *, first_step: int, prefetch: int = tf.data.AUTOTUNE
-) -> tf.data.Dataset:
+def per_replica_batches(stream: Stream, context: tf.distribute.InputContext, *, first_step: int) -> tf.data.Dataset:
     """Return one worker's endless dataset from `first_step` on: for each step, one batch for each of its replicas.
 
     Elements are dicts of `[global_batch / replicas, ...]` with `"weight"` float32. Every worker reads the whole source
@@ -96,14 +96,15 @@ def per_replica_batches(
     dataset = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch_steps)
     if not isinstance(stream.source, tf.data.Dataset):
         # Rows are read after the share is taken, many batches at a time.
-        arrays = {name: tf.constant(array) for name, array in stream.source.items()}
+        with tf.device("CPU:0"):  # where tf.data runs; a GPU would take them otherwise
+            arrays = {name: tf.constant(array) for name, array in stream.source.items()}
         dataset = dataset.map(lambda rows: _take(arrays, rows), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     # Known to be endless: the compiled loop then needs no branch for an exhausted iterator.
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-    return dataset.prefetch(prefetch).apply(endless).with_options(options)
+    return dataset.prefetch(tf.data.AUTOTUNE).apply(endless).with_options(options)
 
 
 def _array_steps(stream: Stream, seed: tf.Tensor | None) -> tf.data.Dataset:
@@ -163,7 +164,8 @@ def _check_elements(spec: object, name: str) -> None:
 def _common_length(arrays: object, name: str) -> int:
     if not isinstance(arrays, Mapping) or not arrays:
         raise UsageError(f"{name} is a {type(arrays).__name__}; expected a tf.data.Dataset or a dict of arrays.")
-    lengths = {feature: len(array) for feature, array in arrays.items()}
-    if len(set(lengths.values())) != 1:
-        raise UsageError(f"{name} has arrays of different lengths, {lengths}; expected one entry an example in each.")
-    return next(iter(lengths.values()))
+    lengths = {feature: np.shape(array)[:1] for feature, array in arrays.items()}
+    if len(set(lengths.values())) != 1 or () in lengths.values():
+        shapes = {feature: np.shape(array) for feature, array in arrays.items()}
+        raise UsageError(f"{name} has arrays of shapes {shapes}; expected one entry an example in each.")
+    return next(iter(lengths.values()))[0]

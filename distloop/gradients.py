@@ -29,6 +29,11 @@ def minimize(
     `[local_batch]`, or those and a dict of metrics; what it returns is not scaled, averaged or divided by replicas.
     Raises UsageError on a loss that is already reduced, and if no variable has a gradient.
     """
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        # It decides on local gradients and hides an optimizer that reduces again (keras#18666).
+        raise UsageError(
+            "minimize got a Keras LossScaleOptimizer, which is wrong on several replicas; pass its inner one."
+        )
     with tf.GradientTape() as tape:
         result = loss_fn(batch)
         losses, extra = result if isinstance(result, tuple) else (result, {})

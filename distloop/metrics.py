@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from distloop.config import UsageError
 
+RESERVED = ("step", "split", "examples_per_second")  # what a line of metrics.jsonl has beside the metrics
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -68,6 +70,8 @@ def check(metrics: object) -> dict[str, Mean]:
             '{"loss": mean(losses, batch["weight"])}.'
         )
     for name, metric in metrics.items():
+        if name in RESERVED:
+            raise UsageError(f"the step returned a metric named {name!r}, which the logs use themselves; rename it.")
         if not isinstance(name, str) or not isinstance(metric, Mean):
             raise UsageError(
                 f"the step returned {_describe(metric)} as {name!r}, which is not a metric; "

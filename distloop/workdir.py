@@ -32,7 +32,8 @@ def check(config: RunConfig) -> Path:
         raise UsageError(f"workdir {workdir} is a file; expected a folder (new, empty or of this same run).")
     saved = read_json(workdir / "config.json")
     if saved is None:
-        if workdir.exists() and any(workdir.iterdir()):
+        # A run that was killed while it wrote its first file leaves that file's temporary name.
+        if workdir.exists() and any(path.suffix != ".tmp" for path in workdir.iterdir()):
             raise UsageError(f"workdir {workdir} holds files but no run; give an empty or a new folder.")
         return workdir
     differences = shaping_differences(config, saved)

@@ -105,7 +105,8 @@ def test_in_memory_holds_what_the_dataset_holds():
         (lambda: dataset().take(0), "train_data has no examples"),
         (lambda: dataset().repeat(), "train_data is endless"),
         (lambda: dataset().filter(lambda x: x["id"] > 3), "train_data does not know its length"),
-        (lambda: {"a": np.zeros(3), "b": np.zeros(4)}, "different lengths, {'a': 3, 'b': 4}"),
+        (lambda: {"a": np.zeros(3), "b": np.zeros(4)}, "arrays of shapes {'a': (3,), 'b': (4,)}"),
+        (lambda: {"a": 3}, "arrays of shapes {'a': ()}; expected one entry an example in each"),
         (lambda: [1, 2], "train_data is a list; expected a tf.data.Dataset or a dict of arrays"),
         (lambda: dataset().map(lambda x: (x["id"], x["double"])), "expected a flat dict of tensors"),
         (lambda: tf.data.Dataset.from_generator(iter, output_signature={"t": tf.TensorSpec([None])}), "'t' of shape"),
@@ -117,6 +118,8 @@ def test_a_source_that_cannot_be_batched_is_refused(source, sentence):
     assert sentence in str(refusal.value)
 
 
-def test_an_empty_dataset_is_refused_in_memory():
-    with pytest.raises(UsageError, match="has no examples"):
+def test_what_cannot_be_arrays_is_refused_in_memory():
+    with pytest.raises(UsageError, match="the data set given to in_memory has no examples"):
         in_memory(dataset().take(0))
+    with pytest.raises(UsageError, match="the data set given to in_memory yields"):
+        in_memory(dataset().map(lambda x: (x["id"], x["double"])))

@@ -155,6 +155,13 @@ def test_a_loss_that_is_not_one_an_example_is_refused_with_the_reason(reduced):
         one_step(strategy, linear_state(strategy), [1, 1, 1, 1], reduced)
 
 
+def test_a_keras_loss_scale_optimizer_is_refused():
+    strategy = tf.distribute.get_strategy()
+    state = linear_state(strategy, lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(RATE)))
+    with pytest.raises(UsageError, match="got a Keras LossScaleOptimizer"):
+        one_step(strategy, state, [1, 1, 1, 1])
+
+
 def test_a_loss_of_no_variable_is_refused():
     strategy = tf.distribute.get_strategy()
     with pytest.raises(UsageError, match="depends on none of the variables"):

@@ -10,6 +10,8 @@ def test_a_new_or_empty_folder_is_fine_and_stays_as_it_was(tmp_path):
     assert workdir.check(RunConfig(workdir=str(tmp_path / "new"))) == tmp_path / "new"
     assert workdir.check(RunConfig(workdir=str(tmp_path))) == tmp_path
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "config.json.tmp").write_text("{")  # of a run that was killed at its first write
+    workdir.check(RunConfig(workdir=str(tmp_path)))
 
 
 def test_the_same_run_is_accepted_also_on_another_strategy(tmp_path):

@@ -1,0 +1,78 @@
+"""`train` and `evaluate` as a program calls them, in one process."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from distloop import RunConfig, State, UsageError, evaluate, train
+from tests import toy
+
+CONFIG = RunConfig(global_batch_size=4, epochs=2, strategy="default")
+
+
+def config(tmp_path, **settings):
+    return dataclasses.replace(CONFIG, workdir=str(tmp_path / "run"), **settings)
+
+
+def test_train_returns_the_summary_and_evaluate_repeats_its_last_evaluation(tmp_path):
+    settings = config(tmp_path)
+    summary = train(toy.make_task(settings), settings)
+    assert summary == json.loads((tmp_path / "run/summary.json").read_text())
+    assert evaluate(toy.make_task(settings), settings) == summary["eval"]
+    assert train(toy.make_task(settings), settings) == summary  # finished: nothing is trained again
+    (tmp_path / "run/summary.json").unlink()  # as if killed after the last checkpoint
+    assert train(toy.make_task(settings), settings) == summary
+
+
+def test_the_last_epoch_of_the_summary_is_what_numpy_says(tmp_path):
+    rate = 0.05
+    settings = config(tmp_path, epochs=3, learning_rate=rate, global_batch_size=10)
+    task = toy.make_task(settings)
+
+    def build():
+        import keras
+
+        kernel = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
+        model = keras.Sequential([keras.Input([3]), kernel])
+        return State(model=model, optimizer=keras.optimizers.SGD(rate))
+
+    summary = train(dataclasses.replace(task, build=build), settings)
+    weights, losses = np.zeros(3), []
+    for _ in range(3):
+        errors = toy.DATA["x"] @ weights - toy.DATA["y"]
+        losses.append(np.mean(errors**2))
+        weights -= rate * 2 * errors @ toy.DATA["x"] / 10
+    final = np.mean((toy.DATA["x"] @ weights - toy.DATA["y"]) ** 2)
+    assert summary["train"]["loss"] == pytest.approx(losses[-1], rel=1e-5)
+    assert summary["eval"]["loss"] == pytest.approx(final, rel=1e-5)
+
+
+def test_a_task_without_evaluation_trains(tmp_path):
+    settings = config(tmp_path)
+    task = dataclasses.replace(toy.make_task(settings), eval_step=None, eval_data=None)
+    assert train(task, settings)["eval"] == {}
+    with pytest.raises(UsageError, match="the task has no eval_data"):
+        evaluate(task, settings)
+
+
+def test_a_run_that_ends_inside_an_epoch_reports_what_it_saw_of_it(tmp_path):
+    settings = config(tmp_path, epochs=None, train_steps=5, steps_per_call=1)
+    summary = train(toy.make_task(settings), settings)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    seen = [line["loss"] for line in lines if line["split"] == "train"][3:]
+    assert summary["train"]["loss"] == pytest.approx(np.mean(seen))  # steps 4 and 5, with 4 examples each
+    assert summary["examples"] == 18
+
+
+def test_without_a_checkpoint_there_is_nothing_to_evaluate(tmp_path):
+    with pytest.raises(UsageError, match="has no checkpoint to evaluate"):
+        evaluate(toy.make_task(CONFIG), config(tmp_path))
+
+
+def test_a_build_that_returns_no_state_is_refused(tmp_path):
+    task = dataclasses.replace(toy.make_task(CONFIG), build=lambda: None)
+    with pytest.raises(UsageError, match=r"build returned NoneType; expected a distloop\.State"):
+        train(task, config(tmp_path))
+    assert list(tmp_path.iterdir()) == []
