@@ -56,7 +56,7 @@ def evaluate_with(
         evaluation = evaluate()
         record["eval"], record["eval_count"] = evaluation.metrics, evaluation.counted
         writer(progress.step, "eval", evaluation.metrics)
-        display.line(f"eval      {show(evaluation.metrics)}  ({evaluation.counted:,.0f} examples)")
+        display.line(f"eval      {show(evaluation.metrics)}  ({evaluation.counted:,.0f} counted)")
 
     return act
 

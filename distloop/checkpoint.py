@@ -3,6 +3,7 @@
 A folder is complete or it is not there: files are written and synced under another name, then renamed.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -10,14 +11,13 @@ from pathlib import Path
 from typing import Any, final
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from distloop.config import UsageError
 from distloop.task import State
-from distloop.workdir import read_json, write_json
+from distloop.workdir import write_json
 
-KEEP = 3  # newest checkpoints; more than one, so that a damaged one is no loss of the run
+KEEP = 3  # newest checkpoints
 
 
 def named_variables(state: State) -> dict[str, tf.Variable]:
@@ -90,7 +90,7 @@ class Checkpointer:
             )
         for name, variable in self.variables.items():
             variable.assign(reader.get_tensor(name))
-        return read_json(complete[-1] / "host.json")
+        return json.loads((complete[-1] / "host.json").read_text())
 
 
 def _shape(shape: Sequence[int | None] | None) -> str:
@@ -99,7 +99,8 @@ def _shape(shape: Sequence[int | None] | None) -> str:
 
 def _complete(folder: Path) -> list[Path]:
     """Return the complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step_*") if path.suffix != ".partial")
+    complete = (path for path in folder.glob("step_*") if path.suffix != ".partial")
+    return sorted(complete, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def _sync(path: Path) -> None:
@@ -109,8 +110,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def to_numpy(state: State) -> dict[str, np.ndarray]:
-    """Return a copy of every variable by name, from this worker's first replica."""
-    return {name: variable.numpy() for name, variable in named_variables(state).items()}

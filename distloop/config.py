@@ -86,7 +86,7 @@ class RunConfig:
             "checkpoint_every_steps",
         ):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value is not None and not (isinstance(value, int) and value >= 1):
                 raise UsageError(f"{name} is {value}; expected a whole number of at least 1.")
         if not 0 <= self.seed < 2**31:
             raise UsageError(f"seed is {self.seed}; expected a whole number from 0 to {2**31 - 1}.")
@@ -95,18 +95,19 @@ class RunConfig:
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the length of the run in steps."""
-        return self.train_steps or (self.epochs or DEFAULT_EPOCHS) * steps_per_epoch
+        return self.train_steps or (self.epochs or DEFAULT_EPOCHS) * steps_per_epoch  # neither is ever 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values, `workdir` left out so that a run's folder can be moved."""
-        return {name: value for name, value in asdict(self).items() if name != "workdir"}
+        values = {name: value for name, value in asdict(self).items() if name != "workdir"}
+        return values if self.train_steps else {**values, "epochs": self.epochs or DEFAULT_EPOCHS}
 
 
 def shaping_differences(config: RunConfig, other: dict[str, Any]) -> list[str]:
     """Return `name: theirs, not ours` for each setting that makes `other` (a saved config) another run."""
     ours = config.to_dict()
     return [
-        f"{setting.name}={other.get(setting.name)!r} there, {ours[setting.name]!r} here"
+        f"{setting.name}={other.get(setting.name, setting.default)!r} there, {ours[setting.name]!r} here"
         for setting in fields(config)
-        if setting.metadata["shapes_result"] and other.get(setting.name) != ours[setting.name]
+        if setting.metadata["shapes_result"] and other.get(setting.name, setting.default) != ours[setting.name]
     ]

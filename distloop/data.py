@@ -68,6 +68,7 @@ def in_memory(dataset: tf.data.Dataset) -> dict[str, np.ndarray]:
     return {feature: np.concatenate([batch[feature] for batch in batches]) for feature in batches[0]}
 
 
+@tf.autograph.experimental.do_not_convert  # nothing here needs it, and converting takes a part of the start
 def per_replica_batches(stream: Stream, context: tf.distribute.InputContext, *, first_step: int) -> tf.data.Dataset:
     """Return one worker's endless dataset from `first_step` on: for each step, one batch for each of its replicas.
 
@@ -156,9 +157,10 @@ def _check_elements(spec: object, name: str) -> None:
     for feature, tensor in spec.items():
         if not tensor.shape.is_fully_defined():
             raise UsageError(
-                f"{name} yields {feature!r} of shape {tensor.shape}; expected one fixed shape for every example: "
-                "pad, crop or resize it."
+                f"{name} yields {feature!r} of shape {tensor.shape}; expected single examples of one fixed shape: "
+                "drop .batch(), which the library does, and pad, crop or resize what varies."
             )
+    _check_weight(spec["weight"].shape.as_list() if "weight" in spec else [], name)
 
 
 def _common_length(arrays: object, name: str) -> int:
@@ -168,4 +170,13 @@ def _common_length(arrays: object, name: str) -> int:
     if len(set(lengths.values())) != 1 or () in lengths.values():
         shapes = {feature: np.shape(array) for feature, array in arrays.items()}
         raise UsageError(f"{name} has arrays of shapes {shapes}; expected one entry an example in each.")
+    _check_weight(list(np.shape(arrays["weight"])[1:]) if "weight" in arrays else [], name)
     return next(iter(lengths.values()))[0]
+
+
+def _check_weight(shape: list[int], name: str) -> None:
+    if shape:
+        raise UsageError(
+            f"{name} has a 'weight' of shape {shape} an example; expected one number, the weight of the example "
+            "in the loss: reshape it, or rename it if it is something else."
+        )

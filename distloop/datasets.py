@@ -12,8 +12,9 @@ SAMPLE_DIR = Path(__file__).parent / "sample_data"  # mnist: 10,000 train and 2,
 def load_tfds(dataset: str, split: str, data_dir: str | None) -> tf.data.Dataset:
     """Return the single examples of a TFDS data set as dicts, in the stored order.
 
-    `data_dir` None is the package's sample for mnist, else TFDS's own default folder. What is not prepared there is
-    downloaded. Raises UsageError if the folder, the data set or the split is not there.
+    `data_dir` None is the package's sample for mnist, else TFDS's own default folder. What is not prepared is
+    downloaded into the default folder or into an empty `data_dir`. Raises UsageError if the folder, the data set or the
+    split is not there.
     """
     import tensorflow_datasets as tfds  # here, because it costs half a second that only users of TFDS should pay
 
@@ -26,12 +27,17 @@ def load_tfds(dataset: str, split: str, data_dir: str | None) -> tf.data.Dataset
         )
     try:
         builder = tfds.builder(dataset, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
+    except Exception as error:  # of many types: unknown name, configuration, version, malformed name
         raise UsageError(
-            f"TFDS has no data set {dataset!r}, and {data_dir or 'its default folder'} holds none of that name; "
-            "check --dataset and --data_dir."
+            f"TFDS has no data set {dataset!r}, and {data_dir or 'its default folder'} holds none of that name "
+            f"({type(error).__name__}); check --dataset and --data_dir."
         ) from error
     if not builder.is_prepared():
+        if data_dir is not None and any(Path(data_dir).iterdir()):
+            raise UsageError(
+                f"data_dir {data_dir} does not hold data set {dataset!r} ({data_dir}/{builder.info.full_name}/...); "
+                f"prepare it there with tfds build {dataset} --data_dir={data_dir}, or give an empty folder."
+            )
         try:
             builder.download_and_prepare()
         except Exception as error:

@@ -1,11 +1,14 @@
 """`train(task, config)` and `evaluate(task, config)`: how the parts make a run, from top to bottom."""
 
+import json
 import os
 import shlex
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from distloop import actions, cluster, runtime, strategies, workdir
@@ -15,7 +18,7 @@ from distloop.console import Display
 from distloop.data import Stream, make_stream, per_replica_batches
 from distloop.loop import Evaluation, evaluate_once, train_steps
 from distloop.steps import CompiledSteps, compile_steps
-from distloop.task import Source, State, StepFn, Task, load_task
+from distloop.task import Source, State, StepFn, Task, check_replicas, load_task
 from distloop.tasks import find
 from distloop.writers import make_writer
 
@@ -48,6 +51,7 @@ def train(task: Task | str | None, config: RunConfig) -> dict[str, Any]:
     record = {"train": {}, "eval": {}, "eval_count": 0, "examples": 0, "seconds": 0.0}
     host_state = setup.checkpointer.restore() or {"record": record, "open_epoch": None}
     record, start_step = host_state["record"], int(setup.state.step.numpy())
+    _check_agreement(setup, config, start_step)
 
     stream = _stream(setup.task.train_data, config, "train_data", seed=config.seed)
     call = _compile(setup, setup.task.train_step, stream, first_step=start_step, training=True)
@@ -78,13 +82,19 @@ def train(task: Task | str | None, config: RunConfig) -> dict[str, Any]:
             for act in acts:
                 act(progress)
 
-    summary = {**record, "steps": total_steps, "examples_per_second": record["examples"] / record["seconds"]}
+    summary = {
+        **record,
+        "train": workdir.finite(record["train"]),
+        "eval": workdir.finite(record["eval"]),
+        "steps": total_steps,
+        "examples_per_second": record["examples"] / record["seconds"],
+    }
     if chief:
         workdir.write_json(folder / "summary.json", summary)
-    display.table({"train": summary["train"], "test": summary["eval"]})
+    display.table({"train": record["train"], "test": record["eval"]})
     display.line(f"{summary['examples_per_second']:,.0f} examples/s over {summary['seconds']:.1f} s of training")
     display.line(f"tensorboard --logdir {shlex.quote(str(folder))}")
-    _wait_for_all(setup)
+    _leave_together(setup)
     return summary
 
 
@@ -98,7 +108,7 @@ def evaluate(task: Task | str | None, config: RunConfig) -> dict[str, float]:
     if evaluate_now is None:
         raise UsageError("the task has no eval_data; give it eval_step and eval_data.")
     metrics = evaluate_now().metrics
-    _wait_for_all(setup)
+    _leave_together(setup)
     return metrics
 
 
@@ -117,6 +127,7 @@ def _set_up(task: Task | str | None, config: RunConfig, folder: Path, workers: c
         state = task.build()
     if not isinstance(state, State):
         raise UsageError(f"the task's build returned {type(state).__name__}; expected a distloop.State.")
+    check_replicas(state, strategy.num_replicas_in_sync)
     checkpointer = Checkpointer(folder / "checkpoints", state, writes=workers.is_chief)
     return _Setup(folder, workers, strategy_name, strategy, task, state, checkpointer)
 
@@ -168,7 +179,30 @@ def _write_nothing(step: int, split: str, values: Mapping[str, float]) -> None:
     """Stand in for the writer on all workers but the chief."""
 
 
-def _wait_for_all(setup: _Setup) -> None:
-    """Leave together: a worker that ends early makes the others fail (tensorflow#58434)."""
-    if setup.workers.num_workers > 1:
-        setup.strategy.reduce(tf.distribute.ReduceOp.SUM, tf.constant(1.0), axis=None)
+def _check_agreement(setup: _Setup, config: RunConfig, start_step: int) -> None:
+    """Raise UsageError on every worker if one of them would train something else; they would wait for ever or mix."""
+    # Where the data lies is each worker's own matter.
+    flags = json.dumps({**config.to_dict(), "data_dir": None}, sort_keys=True)
+    said = _from_all_workers(setup, [start_step, zlib.crc32(flags.encode())])
+    for worker, (step, flags_sum) in enumerate(said):
+        if flags_sum != said[0][1]:
+            raise UsageError(f"worker {worker} has other flags than worker 0; start all workers with the same flags.")
+        if step != said[0][0]:
+            raise UsageError(
+                f"worker {worker} found a checkpoint of step {step}, worker 0 of step {said[0][0]}; "
+                "give all workers the same --workdir, on storage that they share."
+            )
+
+
+def _leave_together(setup: _Setup) -> None:
+    """Wait for all workers: one that ends early makes the others fail (tensorflow#58434)."""
+    _from_all_workers(setup, [0])
+
+
+def _from_all_workers(setup: _Setup, values: Sequence[int]) -> list[list[int]]:
+    """Return what each worker gave, in worker order. Waits for all of them."""
+    mine = np.zeros([setup.workers.num_workers, len(values)], np.int64)
+    mine[setup.workers.index] = values
+    if setup.workers.num_workers == 1:
+        return mine.tolist()
+    return setup.strategy.reduce(tf.distribute.ReduceOp.SUM, tf.constant(mine), axis=None).numpy().tolist()

@@ -39,6 +39,8 @@ def minimize(
         losses, extra = result if isinstance(result, tuple) else (result, {})
         _check_per_example(losses, batch["weight"])
         loss = mean(losses, batch["weight"])
+    if "loss" in extra:
+        raise UsageError("loss_fn returned a metric named 'loss'; that name is minimize's own: give yours another.")
     metrics = {"loss": loss, **(check(extra) if extra else {})}
     gradients = tape.gradient(loss.total, [variable.value for variable in variables])
     pairs = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]

@@ -70,7 +70,7 @@ def check(metrics: object) -> dict[str, Mean]:
             '{"loss": mean(losses, batch["weight"])}.'
         )
     for name, metric in metrics.items():
-        if name in RESERVED:
+        if name in RESERVED or str(name).startswith("epoch_"):
             raise UsageError(f"the step returned a metric named {name!r}, which the logs use themselves; rename it.")
         if not isinstance(name, str) or not isinstance(metric, Mean):
             raise UsageError(

@@ -26,11 +26,6 @@ class CompiledSteps:
         """
         return self._call(self._iterator, tf.constant(num_steps)).numpy()
 
-    @property
-    def traces(self) -> int:
-        """Return how often the step was traced: 1 in a healthy run."""
-        return self._call.experimental_get_tracing_count()
-
 
 def compile_steps(
     strategy: tf.distribute.Strategy, step_fn: StepFn, state: State, dataset: Any, *, training: bool

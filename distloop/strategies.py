@@ -1,5 +1,6 @@
 """The five `tf.distribute` strategies behind one function, and `auto`, which picks from what is there."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -30,11 +31,13 @@ def choose(name: str, *, cluster: Cluster, replicas: int | None) -> str:
     return name
 
 
+@functools.cache
 def make_strategy(name: str, *, cluster: Cluster, replicas: int | None) -> tf.distribute.Strategy:
     """Make the strategy `name`, as `choose` returned it, over this process's first `replicas` devices.
 
-    Make one a process: two strategies over the same devices share collective keys and collide (tensorflow#61314).
-    Under `multiworker` this waits until every worker has started. Raises UsageError if there is no such hardware.
+    A process makes each strategy once and gets it again: two over the same devices share collective keys and collide
+    (tensorflow#61314). Under `multiworker` this waits until every worker has started. Raises UsageError if there is no
+    such hardware.
     """
     make = {
         "default": lambda: tf.distribute.get_strategy(),
@@ -89,9 +92,10 @@ def _tpu_is_here() -> bool:
 
 def _tpu() -> tf.distribute.Strategy:
     """Connect to the TPU along the path documented at https://www.tensorflow.org/guide/tpu. Not run on TPU hardware."""
-    if not _tpu_is_here():
+    # Newer TPU VMs show /dev/vfio instead; so do other machines, hence not a reason for `auto`.
+    if not (_tpu_is_here() or Path("/dev/vfio").exists()):
         raise UsageError(
-            "strategy is tpu, but there is no TPU here (no /dev/accel0 and no TPU_NAME); "
+            "strategy is tpu, but there is no TPU here (no /dev/accel0, no /dev/vfio and no TPU_NAME); "
             "start on a TPU VM, or use --strategy=auto."
         )
     resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=os.environ.get("TPU_NAME", "local"))

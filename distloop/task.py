@@ -30,10 +30,10 @@ class State:
     def __init__(self, **parts: Any) -> None:
         kinds = keras.Layer | keras.optimizers.Optimizer | tf.Variable | keras.Variable
         for name, part in parts.items():
-            if name == "step" or not isinstance(part, kinds):
+            if name in ("step", "parts") or not isinstance(part, kinds):
                 raise UsageError(
                     f"State got {name}={type(part).__name__}; expected Keras models, optimizers or variables "
-                    "(and not the name 'step', which is the library's)."
+                    "(and not the names 'step' and 'parts', which are its own)."
                 )
         models = {name: part for name, part in parts.items() if isinstance(part, keras.Layer)}
         for name, model in models.items():
@@ -67,7 +67,8 @@ class Task:
 
     A source is a dict of arrays with a common first axis, or a finite `tf.data.Dataset` of single examples (dicts),
     in a fixed order: the library shuffles, batches, pads and shares out. Batches are dicts of `[local_batch, ...]` with
-    `"weight"` `[local_batch]` float32, 0 for padding. Steps run in replica context and call no `tf.distribute`
+    `"weight"` `[local_batch]` float32, 0 for padding; a source's own feature `"weight"` is the weight of the example in
+    the loss. Steps run in replica context and call no `tf.distribute`
     function; they are traced once as plain Python, so a branch on a tensor is `tf.cond` or `tf.where`.
     """
 
@@ -76,6 +77,21 @@ class Task:
     train_data: Callable[[], Source]
     eval_step: StepFn | None = None
     eval_data: Callable[[], Source] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.eval_step is None) != (self.eval_data is None):
+            raise UsageError("the task has one of eval_step and eval_data; give it both to evaluate, or none.")
+
+
+def check_replicas(state: State, replicas: int) -> None:
+    """Raise UsageError if `state` holds statistics that each of several replicas would keep for itself."""
+    for name, part in state.parts.items():
+        for layer in part._flatten_layers() if isinstance(part, keras.Layer) and replicas > 1 else ():
+            if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable and not layer.synchronized:
+                raise UsageError(
+                    f"the layer {layer.name!r} of {name!r} would keep other statistics on each of the {replicas} "
+                    "replicas, and a checkpoint those of the first; make it BatchNormalization(synchronized=True)."
+                )
 
 
 def load_task(name: str | None, config: RunConfig) -> Task:

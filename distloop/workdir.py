@@ -1,7 +1,9 @@
 """The folder of a run: whose it is, whether it is finished, and writing small files whole. Imports no TensorFlow."""
 
 import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +20,37 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Return `values` with None for NaN and infinity, which JSON does not have."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
 def read_json(path: Path) -> Any | None:
-    """Return the value in `path`, or None if there is no such file."""
-    return json.loads(path.read_text()) if path.exists() else None
+    """Return the value in `path`, or None if there is no such file. Raises UsageError if it is not JSON."""
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path} is not JSON ({error}); restore it, or give a new workdir.") from error
 
 
 def check(config: RunConfig) -> Path:
-    """Return the workdir's path; writes nothing. Raises UsageError if it belongs to another run or is no run's."""
+    """Return the workdir's path; writes nothing. Raises UsageError if it cannot be this run's."""
     if not config.workdir:
         raise UsageError("workdir is not given; expected a folder for this run, such as --workdir=runs/first.")
     workdir = Path(config.workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise UsageError(f"workdir {workdir} is a file; expected a folder (new, empty or of this same run).")
+    nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        what = "cannot be written to" if nearest.is_dir() else "is a file"
+        raise UsageError(
+            f"workdir {workdir}: {nearest} {what}; give a folder of yours, new, empty or of this same run."
+        )
     saved = read_json(workdir / "config.json")
     if saved is None:
-        # A run that was killed while it wrote its first file leaves that file's temporary name.
-        if workdir.exists() and any(path.suffix != ".tmp" for path in workdir.iterdir()):
-            raise UsageError(f"workdir {workdir} holds files but no run; give an empty or a new folder.")
+        foreign = [name for name in _FILES if (workdir / name).exists()]
+        if foreign:
+            raise UsageError(f"workdir {workdir} holds {foreign[0]} but no config.json; give a new folder.")
         return workdir
     differences = shaping_differences(config, saved)
     if differences:
@@ -43,6 +59,9 @@ def check(config: RunConfig) -> Path:
             "give a new workdir, or that run's settings to go on with it."
         )
     return workdir
+
+
+_FILES = ("summary.json", "metrics.jsonl", "checkpoints", "train", "eval")  # of a run, beside config.json
 
 
 def finished_summary(workdir: Path) -> dict[str, Any] | None:

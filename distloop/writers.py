@@ -15,6 +15,8 @@ from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAt
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from distloop.workdir import finite
+
 Writer = Callable[[int, str, Mapping[str, float]], None]
 
 
@@ -28,7 +30,7 @@ def make_writer(workdir: Path, *, after_step: int) -> Writer:
     event_files = {path.parent.name: _open_events(path.parent, after_step) for path in workdir.glob(f"*/{_EVENTS}*")}
 
     def write(step: int, split: str, values: Mapping[str, float]) -> None:
-        metrics_file.write(json.dumps({"step": step, "split": split, **values}).encode() + b"\n")
+        metrics_file.write(json.dumps({"step": step, "split": split, **finite(values)}).encode() + b"\n")
         metrics_file.flush()
         if split not in event_files:
             event_files[split] = _open_events(workdir / split, after_step)
@@ -62,7 +64,8 @@ def _open_events(folder: Path, last_step: int) -> BinaryIO:
     """
     folder.mkdir(exist_ok=True)
     older = sorted(folder.glob(f"{_EVENTS}*"))
-    kept = [record for path in older for record in _records(path) if Event.FromString(record).step <= last_step]
+    # The newest holds what the older ones held, which a crash may have kept from being removed.
+    kept = [record for path in older[-1:] for record in _records(path) if Event.FromString(record).step <= last_step]
     temporary = folder / "events.tmp"
     with temporary.open("wb") as file:
         events = RecordWriter(file)

@@ -61,6 +61,8 @@ def imported(path, *, top_level_only=False):
 
 
 def own_imports(path):
+    lazy = {f"distloop.{name}" for name in distloop.__all__} & imported(path)
+    assert not lazy or module_name(path).startswith("tasks."), f"{path} imports {lazy} from the top"
     names = {name.removeprefix("distloop.") for name in imported(path) if name.startswith("distloop.")}
     return names & set(FLOORS)
 

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from distloop import RunConfig, State
-from distloop.checkpoint import KEEP, Checkpointer, named_variables, to_numpy
+from distloop.checkpoint import KEEP, Checkpointer, named_variables
 from distloop.config import UsageError
 from tests import toy
 
@@ -22,7 +22,7 @@ def trained(strategy, steps):
 def test_everything_comes_back_by_name_and_training_goes_on_to_the_same_bits(strategy, tmp_path):
     state, call = trained(strategy, 3)
     Checkpointer(tmp_path, state, writes=True).save(HOST)
-    saved = to_numpy(state)
+    saved = toy.to_numpy(state)
     assert any("seed_generator_state" in name for name in saved)  # dropout's masks go on, too
     assert any("momentum" in name for name in saved)
     call(3)  # steps 4 to 6, from the fourth batch on
@@ -31,10 +31,10 @@ def test_everything_comes_back_by_name_and_training_goes_on_to_the_same_bits(str
     for variable in named_variables(other).values():
         variable.assign(tf.zeros_like(variable))
     assert Checkpointer(tmp_path, other, writes=True).restore() == HOST
-    for name, value in to_numpy(other).items():
+    for name, value in toy.to_numpy(other).items():
         np.testing.assert_array_equal(value, saved[name], err_msg=name)
     other_call(3)
-    expected = to_numpy(state)
+    expected = toy.to_numpy(state)
     for name, variable in named_variables(other).items():
         for local in strategy.experimental_local_results(variable):
             np.testing.assert_array_equal(local.numpy(), expected[name], err_msg=name)
@@ -60,6 +60,17 @@ def test_the_newest_are_kept_and_the_others_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"step_{step:08d}" for step in (3, 4, 5)]
     checkpointer.restore()
     assert int(state.step.numpy()) == 5
+
+
+def test_the_newest_is_the_one_with_the_highest_step_of_any_length(tmp_path):
+    state, _ = trained(tf.distribute.get_strategy(), 0)
+    checkpointer = Checkpointer(tmp_path, state, writes=True)
+    for step in (99_999_998, 99_999_999, 100_000_000, 100_000_001):
+        state.step.assign(step)
+        checkpointer.save(HOST)
+    state.step.assign(0)
+    checkpointer.restore()
+    assert int(state.step.numpy()) == 100_000_001
 
 
 def test_a_worker_that_does_not_write_writes_nothing(tmp_path):

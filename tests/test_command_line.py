@@ -3,7 +3,11 @@
 import contextlib
 import json
 import os
+import pty
+import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +15,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from distloop.cluster import Cluster, to_tf_config
 from distloop.datasets import SAMPLE_DIR
+from distloop.launcher.local import free_ports
 from distloop.workdir import write_json
 from tests import harness
 from tests.test_writers import events, lines
@@ -38,7 +44,7 @@ TOY = ("--task=tests.own_task:good", "--global_batch_size=4")
             ["--task=mnist_cnn", "--replicas=3", "--global_batch_size=64"],
             "global_batch_size (64) must be a multiple of the 3 replicas; use 63 or 66.",
         ),
-        (["--task=launch.no_such:make_task"], "there is no module 'launch.no_such'"),
+        (["--task=launch.no_such:make_task"], "importing 'launch.no_such' failed with ModuleNotFoundError"),
         # told before the first step
         (["--task=mnist_cnn", "--data_dir=/no/such"], "data_dir /no/such is not a folder"),
         (["--task=tests.own_task:no_split"], "data set 'mnist' has no split 'validation'; it has train, test."),
@@ -109,6 +115,9 @@ def test_a_run_leaves_what_it_says_and_running_it_again_says_it_is_finished(tmp_
     for fact in ("strategy", "replicas", "workers", "devices", "global batch", "per-replica batch", "total steps"):
         assert fact in out
     assert f"tensorboard --logdir {tmp_path}" in out
+    assert re.search(r"┃ train +┃ test +┃\n.*\n│ loss │ [\d.]+ +│ [\d.]+ +│", out)
+    for epoch in range(1, 5):
+        assert re.search(rf"^epoch {epoch}   loss [\d.]+$", out, re.MULTILINE)
     assert err == ""  # none of TensorFlow's start-up lines
     assert {path.name for path in tmp_path.iterdir()} == {
         *("config.json", "summary.json", "metrics.jsonl", "checkpoints", "train", "eval"),
@@ -121,6 +130,52 @@ def test_a_run_leaves_what_it_says_and_running_it_again_says_it_is_finished(tmp_
     code, out, _ = harness.run(*command)
     assert (code, "is finished at step 12; nothing to do" in out) == (0, True)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_terminal_shows_a_progress_bar(tmp_path):
+    chief, terminal = pty.openpty()
+    command = [sys.executable, "-m", "launch.train", *TOY, "--train_steps=40", "--steps_per_call=1"]
+    process = subprocess.Popen(
+        [*command, f"--workdir={tmp_path / 'run'}"],
+        cwd=harness.ROOT,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of a terminal is an error to read
+        while chunk := os.read(chief, 65536):
+            shown += chunk
+    assert process.wait(timeout=60) == 0
+    assert re.search(r"━.* \d+/40  loss \d\.\d+  [\d,]+ examples/s", shown.decode())
+
+
+def test_workers_with_other_flags_or_another_workdir_stop_with_a_sentence(tmp_path):
+    addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(2))
+    first = ("-m", "distloop", *TOY, "--train_steps=8")
+    for flags, sentence in (
+        (["--train_steps=9"], "worker 1 has other flags than worker 0"),
+        ([], "worker 1 found a checkpoint of step 0, worker 0 of step 8; give all workers the same --workdir"),
+    ):
+        processes = [
+            harness.start(
+                [*first, f"--workdir={tmp_path / str(index)}", *(flags if index else [])],
+                TF_CONFIG=to_tf_config(Cluster(addresses, index)),
+            )
+            for index in range(2)
+        ]
+        try:
+            for code, out, err in [harness.finish(process) for process in processes]:
+                assert (code, sentence in err) == (64, True), out + err
+        finally:
+            for process in processes:
+                harness.kill(process)
+        # The next round finds a checkpoint of worker 0 alone, not finished.
+        harness.run(*first, f"--workdir={tmp_path / '0'}")
+        (tmp_path / "0/summary.json").unlink()
 
 
 def test_two_workers_write_event_files_by_the_chief_alone_and_equal_to_the_metrics(tmp_path):
@@ -149,14 +204,16 @@ def test_two_workers_write_event_files_by_the_chief_alone_and_equal_to_the_metri
     "launcher", [["launch.train"], ["launch.local", "--workers=2", "--"]], ids=lambda launcher: launcher[0]
 )
 def test_a_killed_run_goes_on_to_the_same_bits_with_the_same_command(tmp_path, launcher):
-    command = ("-m", *launcher, *TOY, "--train_steps=400", "--steps_per_call=1", "--checkpoint_every_steps=7")
+    command = ("-m", *launcher, *TOY, "--train_steps=400", "--steps_per_call=1", "--checkpoint_every_steps=70")
     code, out, err = harness.run(*command, f"--workdir={tmp_path / 'whole'}")
     assert code == 0, out + err
 
     process = harness.start([*command, f"--workdir={tmp_path / 'killed'}"])
-    saved = tmp_path / "killed/checkpoints/step_00000070"
+    checkpoints = tmp_path / "killed/checkpoints"
     limit = time.monotonic() + 120
-    while not saved.exists() and time.monotonic() < limit and process.poll() is None:
+    while not any(path.suffix != ".partial" for path in checkpoints.glob("step_*")):
+        assert time.monotonic() < limit
+        assert process.poll() is None
         time.sleep(0.01)
     harness.kill(process)  # the launcher too: its workers must follow
     harness.finish(process)
@@ -193,12 +250,15 @@ def workers_alive(marker):
 def test_no_worker_outlives_its_launcher(tmp_path, number):
     marker = f"--workdir={tmp_path / 'run'}"
     process = harness.start(["-m", "launch.local", "--workers=2", "--", *TOY, "--train_steps=100000000", marker])
-    limit = time.monotonic() + 120
-    while not (tmp_path / "run/metrics.jsonl").exists() and time.monotonic() < limit and process.poll() is None:
-        time.sleep(0.05)
-    assert len(workers_alive(marker)) == 3
-    os.kill(process.pid, number)
-    code, _, _ = harness.finish(process, limit_secs=20)
+    try:
+        limit = time.monotonic() + 120
+        while not (tmp_path / "run/metrics.jsonl").exists() and time.monotonic() < limit and process.poll() is None:
+            time.sleep(0.05)
+        assert len(workers_alive(marker)) == 3
+        os.kill(process.pid, number)
+        code, _, _ = harness.finish(process, limit_secs=20)
+    finally:
+        harness.kill(process)
     assert code == (-number if number == signal.SIGKILL else 128 + number)
     limit = time.monotonic() + 10
     while workers_alive(marker) and time.monotonic() < limit:

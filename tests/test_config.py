@@ -18,6 +18,8 @@ from distloop.config import RunConfig, UsageError, shaping_differences
         (dict(replicas=0), "replicas is 0"),
         (dict(epochs=1, train_steps=5), "epochs (1) and train_steps (5) are both given"),
         (dict(strategy="horovod"), "strategy is 'horovod'; expected one of auto, default, one_device, mirrored,"),
+        (dict(epochs=1.5), "epochs is 1.5; expected a whole number"),
+        (dict(train_steps="5"), "train_steps is 5; expected a whole number"),
         (dict(seed=-1), "seed is -1; expected a whole number from 0"),
         (dict(learning_rate=0.0), "learning_rate is 0.0; expected a number above 0"),
         (dict(learning_rate=math.nan), "learning_rate is nan"),
@@ -39,3 +41,10 @@ def test_only_settings_that_shape_the_result_make_another_run():
     saved = RunConfig(seed=1, strategy="mirrored", replicas=4, workdir="here").to_dict()
     assert shaping_differences(RunConfig(seed=1, workdir="there", steps_per_call=7), saved) == []
     assert shaping_differences(RunConfig(seed=2), saved) == ["seed=1 there, 2 here"]
+
+
+def test_a_default_that_is_written_out_is_the_same_run():
+    assert shaping_differences(RunConfig(), RunConfig(epochs=5).to_dict()) == []
+    assert shaping_differences(RunConfig(), {"dataset": "mnist", "epochs": 5}) == []  # saved before a field was added
+    assert shaping_differences(RunConfig(train_steps=5), RunConfig(train_steps=5).to_dict()) == []
+    assert shaping_differences(RunConfig(), RunConfig(train_steps=5).to_dict()) != []

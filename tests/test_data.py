@@ -107,6 +107,12 @@ def test_in_memory_holds_what_the_dataset_holds():
         (lambda: dataset().filter(lambda x: x["id"] > 3), "train_data does not know its length"),
         (lambda: {"a": np.zeros(3), "b": np.zeros(4)}, "arrays of shapes {'a': (3,), 'b': (4,)}"),
         (lambda: {"a": 3}, "arrays of shapes {'a': ()}; expected one entry an example in each"),
+        (lambda: dataset().batch(4), "expected single examples of one fixed shape: drop .batch()"),
+        (
+            lambda: {"a": np.ones([3]), "weight": np.ones([3, 1])},
+            "has a 'weight' of shape [1] an example; expected one",
+        ),
+        (lambda: dataset().map(lambda x: {**x, "weight": tf.ones([2])}), "has a 'weight' of shape [2] an example"),
         (lambda: [1, 2], "train_data is a list; expected a tf.data.Dataset or a dict of arrays"),
         (lambda: dataset().map(lambda x: (x["id"], x["double"])), "expected a flat dict of tensors"),
         (lambda: tf.data.Dataset.from_generator(iter, output_signature={"t": tf.TensorSpec([None])}), "'t' of shape"),

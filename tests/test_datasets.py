@@ -28,6 +28,10 @@ def test_the_stored_order_is_the_same_each_time():
         ("mnist", "train", "/no/such/folder", "data_dir /no/such/folder is not a folder; expected one that holds"),
         ("mnist", "validation", None, "data set 'mnist' has no split 'validation'; it has train, test."),
         ("mnits", "train", str(SAMPLE_DIR), "TFDS has no data set 'mnits'"),
+        ("mnist:9.9.9", "train", str(SAMPLE_DIR), "TFDS has no data set 'mnist:9.9.9'"),
+        ("No-Such!", "train", str(SAMPLE_DIR), "TFDS has no data set 'No-Such!'"),
+        ("fashion_mnist", "train", str(SAMPLE_DIR), "does not hold data set 'fashion_mnist'"),
+        ("mnist", "train", str(SAMPLE_DIR / "mnist"), "does not hold data set 'mnist'"),
     ],
 )
 def test_data_that_is_not_there_is_refused(dataset, split, data_dir, sentence):

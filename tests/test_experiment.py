@@ -71,6 +71,35 @@ def test_without_a_checkpoint_there_is_nothing_to_evaluate(tmp_path):
         evaluate(toy.make_task(CONFIG), config(tmp_path))
 
 
+def test_two_replicas_train_and_evaluate_again_and_again_in_one_process(tmp_path, mirrored):
+    settings = config(tmp_path, strategy="mirrored", replicas=2)
+    summary = train(toy.make_task(settings), settings)
+    assert evaluate(toy.make_task(settings), settings) == summary["eval"]
+    other = dataclasses.replace(settings, workdir=str(tmp_path / "other"))
+    repeated = train(toy.make_task(other), other)
+    assert (repeated["train"], repeated["eval"]) == (summary["train"], summary["eval"])
+
+
+def test_synchronized_batch_normalization_is_saved_as_every_replica_has_it(tmp_path, mirrored):
+    import keras
+
+    states = []
+
+    def build():
+        normalize = keras.layers.BatchNormalization(synchronized=True)
+        model = keras.Sequential([keras.Input([3]), normalize, keras.layers.Dense(1)])
+        states.append(State(model=model, optimizer=keras.optimizers.SGD(0.01)))
+        return states[-1]
+
+    settings = config(tmp_path, strategy="mirrored", replicas=2)
+    task = dataclasses.replace(toy.make_task(settings), build=build)
+    summary = train(task, settings)
+    for variable in states[0].model.variables:
+        first, second = mirrored.experimental_local_results(variable.value)
+        np.testing.assert_array_equal(first.numpy(), second.numpy())
+    assert evaluate(task, settings) == summary["eval"]
+
+
 def test_a_build_that_returns_no_state_is_refused(tmp_path):
     task = dataclasses.replace(toy.make_task(CONFIG), build=lambda: None)
     with pytest.raises(UsageError, match=r"build returned NoneType; expected a distloop\.State"):

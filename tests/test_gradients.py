@@ -64,7 +64,7 @@ def test_the_update_is_the_gradient_of_the_global_weighted_mean(strategy, weight
         np.testing.assert_allclose(replica, [[(weight * errors**2).sum(), weight.sum()]], rtol=1e-6)
 
 
-def test_a_batch_of_nothing_but_padding_changes_nothing(strategy):
+def test_a_batch_of_nothing_but_padding_has_no_gradient(strategy):
     state = linear_state(strategy)
     one_step(strategy, state, [0, 0, 0, 0])
     for kernel in kernels(strategy, state):
@@ -160,6 +160,15 @@ def test_a_keras_loss_scale_optimizer_is_refused():
     state = linear_state(strategy, lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(RATE)))
     with pytest.raises(UsageError, match="got a Keras LossScaleOptimizer"):
         one_step(strategy, state, [1, 1, 1, 1])
+
+
+def test_a_metric_cannot_take_the_place_of_the_loss():
+    def with_loss(state, batch):
+        return squared_errors(state, batch), {"loss": mean(batch["y"], batch["weight"])}
+
+    strategy = tf.distribute.get_strategy()
+    with pytest.raises(UsageError, match="a metric named 'loss'; that name is minimize's own"):
+        one_step(strategy, linear_state(strategy), [1, 1, 1, 1], with_loss)
 
 
 def test_a_loss_of_no_variable_is_refused():

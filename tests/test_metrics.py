@@ -56,6 +56,7 @@ def test_mean_of_anything_but_one_value_an_example_is_refused(values):
         (tf.constant(1.0), "the step returned a tensor of shape ()"),
         ({"loss": tf.constant(1.0)}, "returned a tensor of shape () as 'loss', which is not a metric"),
         ({"loss": 0.5}, "returned a float as 'loss'"),
+        ({"epoch_loss": Mean(tf.constant(1.0), tf.constant(1.0))}, "a metric named 'epoch_loss', which the logs use"),
         ({"step": Mean(tf.constant(1.0), tf.constant(1.0))}, "a metric named 'step', which the logs use themselves"),
     ],
 )

@@ -5,7 +5,6 @@ import pytest
 import tensorflow as tf
 
 from distloop import RunConfig
-from distloop.checkpoint import to_numpy
 from distloop.config import UsageError
 from distloop.metrics import mean
 from tests import toy
@@ -18,8 +17,8 @@ def test_one_call_of_many_steps_equals_many_calls_of_one(strategy):
     rows = call(7)
     other_state, _, other_call = toy.compiled(strategy, TASK)
     np.testing.assert_array_equal(rows, np.concatenate([other_call(1) for _ in range(7)]))
-    expected = to_numpy(other_state)
-    for name, value in to_numpy(state).items():
+    expected = toy.to_numpy(other_state)
+    for name, value in toy.to_numpy(state).items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
     assert int(state.step.numpy()) == 7
 
@@ -28,7 +27,7 @@ def test_calls_of_any_length_and_uneven_batches_share_one_trace(strategy):
     _, _, call = toy.compiled(strategy, TASK)
     for steps in (1, 5, 2, 50):
         assert call(steps).shape == (steps, 1, 2)
-    assert call.traces == 1
+    assert call._call.experimental_get_tracing_count() == 1
 
 
 def test_rows_count_every_example_of_an_epoch_once(strategy):

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from distloop import RunConfig, State, Task
 from distloop.config import UsageError
-from distloop.task import load_task
+from distloop.task import check_replicas, load_task
 from distloop.tasks import find, names
 
 
@@ -33,6 +33,7 @@ def test_two_models_and_two_optimizers_need_no_other_concept():
     [
         (lambda: dict(model=3), "State got model=int; expected Keras models, optimizers or variables"),
         (lambda: dict(step=tf.Variable(0)), "State got step="),
+        (lambda: dict(parts=model()), "State got parts="),
         (lambda: dict(model=keras.Sequential([keras.layers.Dense(1)])), "the model 'model' has no weights yet"),
         (lambda: dict(a=model(), b=model(), o=keras.optimizers.SGD()), "'o' is not built and there are 2 models"),
     ],
@@ -41,6 +42,21 @@ def test_parts_that_cannot_be_trained_are_refused(parts, sentence):
     with pytest.raises(UsageError) as refusal:
         State(**parts())
     assert sentence in str(refusal.value)
+
+
+def test_a_task_with_half_an_evaluation_is_refused():
+    with pytest.raises(UsageError, match="one of eval_step and eval_data; give it both"):
+        Task(lambda: State(), lambda state, batch: {}, lambda: {}, eval_data=lambda: {})
+
+
+def test_batch_normalization_that_replicas_would_keep_apart_is_refused():
+    inner = keras.Sequential([keras.Input([2]), keras.layers.BatchNormalization()])
+    state = State(model=keras.Sequential([keras.Input([2]), inner, keras.layers.Dense(1)]))
+    check_replicas(state, 1)
+    with pytest.raises(UsageError, match=r"on each of the 2 replicas.*BatchNormalization\(synchronized=True\)"):
+        check_replicas(state, 2)
+    inner.layers[0].trainable = False
+    check_replicas(state, 2)
 
 
 def test_a_missing_part_is_answered_with_those_that_are_there():
@@ -59,15 +75,26 @@ def test_library_tasks_are_found_by_file_name_and_load():
     [
         (None, "task is not given; expected one of mnist_cnn, mnist_tutorial, or your own as my_package"),
         ("mnist_cn", "there is no task 'mnist_cn'; expected one of mnist_cnn,"),
-        ("nowhere.at_all:make_task", "there is no module 'nowhere.at_all' for the task"),
+        ("nowhere.at_all:make_task", "there is no module 'nowhere' for the task"),
         ("tests.toy:", "expected my_package.my_module:make_task"),
-        (".toy:make_task", "there is no module '.toy'"),
+        (".toy:make_task", "there is no module ''"),
     ],
 )
 def test_an_unknown_task_is_refused_before_anything_is_imported(name, sentence):
     with pytest.raises(UsageError) as refusal:
         find(name)
     assert sentence in str(refusal.value)
+
+
+@pytest.mark.parametrize("init", ["import not_installed", "def broken(:"])
+def test_a_package_that_does_not_import_is_refused_with_its_error(tmp_path, monkeypatch, init):
+    (tmp_path / "own_package").mkdir()
+    (tmp_path / "own_package/__init__.py").write_text(init)
+    (tmp_path / "own_package/tasks.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    find("own_package.tasks:make_task")  # runs nothing of it
+    with pytest.raises(UsageError, match=r"importing 'own_package\.tasks' failed with (ModuleNotFound|Syntax)Error: "):
+        load_task("own_package.tasks:make_task", RunConfig())
 
 
 @pytest.mark.parametrize(

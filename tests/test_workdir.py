@@ -11,6 +11,7 @@ def test_a_new_or_empty_folder_is_fine_and_stays_as_it_was(tmp_path):
     assert workdir.check(RunConfig(workdir=str(tmp_path))) == tmp_path
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "config.json.tmp").write_text("{")  # of a run that was killed at its first write
+    (tmp_path / "slurm-17.out").write_text("")  # and files of others do not matter
     workdir.check(RunConfig(workdir=str(tmp_path)))
 
 
@@ -23,7 +24,8 @@ def test_the_same_run_is_accepted_also_on_another_strategy(tmp_path):
     ("prepare", "sentence"),
     [
         (lambda path: path.write_text(""), "is a file"),
-        (lambda path: (path.mkdir(), (path / "thesis.tex").write_text("")), "holds files but no run"),
+        (lambda path: (path.mkdir(), (path / "checkpoints").mkdir()), "holds checkpoints but no config.json"),
+        (lambda path: (path.mkdir(), (path / "config.json").write_text("{")), "config.json is not JSON"),
         (
             lambda path: (path.mkdir(), workdir.write_json(path / "config.json", RunConfig(seed=1).to_dict())),
             "holds another run (seed=1 there, 0 here); give a new workdir",
@@ -35,6 +37,16 @@ def test_a_workdir_of_something_else_is_refused(tmp_path, prepare, sentence):
     with pytest.raises(UsageError) as refusal:
         workdir.check(RunConfig(workdir=str(tmp_path / "w")))
     assert sentence in str(refusal.value)
+
+
+def test_a_workdir_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="file is a file; give a folder of yours"):
+        workdir.check(RunConfig(workdir=str(tmp_path / "file/run")))
+
+
+def test_values_that_json_does_not_have_become_null():
+    assert workdir.finite({"a": 1.0, "b": float("nan"), "c": float("inf")}) == {"a": 1.0, "b": None, "c": None}
 
 
 def test_no_workdir_is_refused():

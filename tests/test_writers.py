@@ -33,6 +33,16 @@ def test_what_is_written_reads_back_from_both_files(tmp_path):
     assert events(tmp_path / "eval") == [(5, "loss", 0.75)]
 
 
+def test_a_crash_between_a_new_event_file_and_the_removal_of_the_old_doubles_nothing(tmp_path):
+    make_writer(tmp_path, after_step=0)(1, "train", {"loss": 1.0})
+    (old,) = (tmp_path / "train").iterdir()
+    content = old.read_bytes()
+    make_writer(tmp_path, after_step=1)(2, "train", {"loss": 2.0})
+    old.write_bytes(content)  # as if it had not been removed
+    make_writer(tmp_path, after_step=2)(3, "train", {"loss": 3.0})
+    assert events(tmp_path / "train") == [(1, "loss", 1.0), (2, "loss", 2.0), (3, "loss", 3.0)]
+
+
 @pytest.mark.parametrize("crashes", [1, 2])
 def test_a_resumed_run_holds_each_step_once_in_one_file(tmp_path, crashes):
     write = make_writer(tmp_path, after_step=0)

@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from distloop import RunConfig, State, Task, mean, minimize
+from distloop.checkpoint import named_variables
 from distloop.data import make_stream, per_replica_batches
 from distloop.steps import compile_steps
 
@@ -31,6 +32,11 @@ def make_task(config: RunConfig) -> Task:
         return {"loss": mean(losses(state, batch, training=False), batch["weight"])}
 
     return Task(build, train_step, lambda: DATA, eval_step, lambda: DATA)
+
+
+def to_numpy(state):
+    """Return a copy of every variable by name, from the first replica."""
+    return {name: variable.numpy() for name, variable in named_variables(state).items()}
 
 
 def compiled(strategy, task, *, batch_size=4, training=True):

@@ -62,7 +62,10 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     while running:
         ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # in the order of their ends
         assert ended is not None  # only WNOHANG gives None
-        process = running.pop(ended.si_pid)
+        process = running.pop(ended.si_pid, None)
+        if process is None:  # a child that this process inherited, as process 1 of a container does
+            os.waitpid(ended.si_pid, 0)
+            continue
         code = process.wait()
         if code != 0:
             return code if code > 0 else 128 - code

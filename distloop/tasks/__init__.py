@@ -14,10 +14,10 @@ def names() -> list[str]:
 
 
 def find(name: str | None) -> tuple[str, str]:
-    """Return the module and the function that `name` means, without importing the module.
+    """Return the module and the function that `name` means, without importing anything.
 
     A bare name is a task of the library; `my_package.my_module:make_task` is anybody's. Raises UsageError if there is
-    no such module.
+    no such task or package; whether the package has the module shows when it is imported.
     """
     expected = f"expected one of {', '.join(names())}, or your own as {_OWN_TASK}"
     if not name:
@@ -27,13 +27,10 @@ def find(name: str | None) -> tuple[str, str]:
         if name not in names():
             raise UsageError(f"there is no task {name!r}; {expected}.")
         return f"{__name__}.{name}", "make_task"
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None or not function:
+    package = module.partition(".")[0]
+    if not package or not function or importlib.util.find_spec(package) is None:
         raise UsageError(
-            f"there is no module {module!r} for the task {name!r}; expected {_OWN_TASK}, "
+            f"there is no module {package!r} for the task {name!r}; expected {_OWN_TASK}, "
             "importable from the current folder or PYTHONPATH."
         )
     return module, function

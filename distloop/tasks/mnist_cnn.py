@@ -12,6 +12,8 @@ import tensorflow as tf
 
 from distloop import Mean, RunConfig, State, Task, in_memory, load_tfds, mean, minimize
 
+Batch = dict[str, tf.Tensor]
+
 
 def make_task(config: RunConfig) -> Task:
     """Classify the images of `config.dataset` (28x28x1 for mnist) with Adam at `config.learning_rate`."""
@@ -28,20 +30,21 @@ def make_task(config: RunConfig) -> Task:
         )
         return State(model=model, optimizer=keras.optimizers.Adam(config.learning_rate))
 
-    def predict_and_score(state: State, batch: dict[str, tf.Tensor]) -> tuple[Any, dict[str, Mean]]:
+    def predict_and_score(state: State, batch: Batch, *, training: bool) -> tuple[Any, dict[str, Mean]]:
         images = tf.cast(batch["image"], tf.float32) / 255.0
-        logits = state.model(images, training=True)
+        logits = state.model(images, training=training)
         losses = keras.losses.sparse_categorical_crossentropy(batch["label"], logits, from_logits=True)
         correct = keras.metrics.sparse_categorical_accuracy(batch["label"], logits)
         return losses, {"accuracy": mean(correct, batch["weight"])}
 
-    def train_step(state: State, batch: dict[str, tf.Tensor]) -> dict[str, Mean]:
-        return minimize(
-            lambda batch: predict_and_score(state, batch), batch, state.optimizer, state.model.trainable_variables
-        )
+    def train_step(state: State, batch: Batch) -> dict[str, Mean]:
+        def loss(batch: Batch) -> tuple[Any, dict[str, Mean]]:
+            return predict_and_score(state, batch, training=True)
 
-    def eval_step(state: State, batch: dict[str, tf.Tensor]) -> dict[str, Mean]:
-        losses, metrics = predict_and_score(state, batch)
+        return minimize(loss, batch, state.optimizer, state.model.trainable_variables)
+
+    def eval_step(state: State, batch: Batch) -> dict[str, Mean]:
+        losses, metrics = predict_and_score(state, batch, training=False)
         return {"loss": mean(losses, batch["weight"]), **metrics}
 
     return Task(
