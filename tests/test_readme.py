@@ -54,6 +54,14 @@ def test_the_step_function_trains(tmp_path):
     assert rows[-1, 0, 0] < 0.5 * rows[0, 0, 0]
 
 
+def test_the_results_are_those_of_the_records():
+    records = (harness.ROOT / "docs/evidence/README.md").read_text()
+    rows = [row.split("|")[1:3] for row in README.splitlines() if row.startswith("| `mnist_")]
+    assert len(rows) == 3
+    for run, accuracy in rows:
+        assert re.search(rf"accuracy │ 0\.\d+ │ {accuracy.strip()} │", records), run
+
+
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "launch." in command and "venv" not in command])
 def test_the_commands_run(tmp_path, command):
     (task,) = [block for language, block in BLOCKS if language == "python" and "def make_task" in block]
