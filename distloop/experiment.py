@@ -82,17 +82,13 @@ def train(task: Task | str | None, config: RunConfig) -> dict[str, Any]:
             for act in acts:
                 act(progress)
 
-    summary = {
-        **record,
-        "train": workdir.finite(record["train"]),
-        "eval": workdir.finite(record["eval"]),
-        "steps": total_steps,
-        "examples_per_second": record["examples"] / record["seconds"],
-    }
+    rate = record["examples"] / record["seconds"]
+    finite = {split: workdir.finite(record[split]) for split in ("train", "eval")}
+    summary = {**record, **finite, "steps": total_steps, "examples_per_second": rate}
     if chief:
         workdir.write_json(folder / "summary.json", summary)
     display.table({"train": record["train"], "test": record["eval"]})
-    display.line(f"{summary['examples_per_second']:,.0f} examples/s over {summary['seconds']:.1f} s of training")
+    display.line(f"{rate:,.0f} examples/s over {record['seconds']:.1f} s of training")
     display.line(f"tensorboard --logdir {shlex.quote(str(folder))}")
     _leave_together(setup)
     return summary
