@@ -28,7 +28,7 @@ class RunConfig:
     """
 
     task: str | None = _setting(
-        None, "a task of the library (mnist_cnn, mnist_tutorial) or your own: my_package.my_module:make_task"
+        None, "a task of the library, such as mnist_cnn, or your own: my_package.my_module:make_task"
     )
     workdir: str | None = _setting(
         None, "folder of this run: checkpoints, metrics and event files go there", shapes_result=False

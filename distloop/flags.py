@@ -32,13 +32,16 @@ def define_config_flags() -> None:
 def train_main() -> None:
     """Run `distloop-train` and `python -m launch.train`: one training process."""
     define_config_flags()
-    _run(_train)
+    _run(_train, advice="See --help.")
 
 
 def local_main() -> None:
     """Run `distloop-local` and `python -m launch.local`: a command in several processes on this machine."""
     _define(flags.DEFINE_integer, "workers", 2, "number of processes")
-    _run(lambda arguments: local.run(arguments, workers=flags.FLAGS.workers))
+    _run(
+        lambda arguments: local.run(arguments, workers=flags.FLAGS.workers),
+        advice="Flags of the training go behind --, as in python -m launch.local --workers=2 -- --task=mnist_cnn.",
+    )
 
 
 def _define(define: Callable[..., Any], name: str, default: Any, help_text: str) -> None:
@@ -47,14 +50,14 @@ def _define(define: Callable[..., Any], name: str, default: Any, help_text: str)
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 
 
-def _run(main: Callable[[Sequence[str]], int]) -> None:
+def _run(main: Callable[[Sequence[str]], int], *, advice: str) -> None:
     """Parse the flags, call `main(arguments)` and exit; what the user can mend is one sentence and exit code 64."""
 
     def parse(argv: Sequence[str]) -> Sequence[str]:
         try:
             return flags.FLAGS(argv)
         except flags.Error as error:
-            _exit_with(f"{error}. See --help.")
+            _exit_with(f"{str(error).rstrip('.')}. {advice}")
 
     def guarded(argv: Sequence[str]) -> int:
         try:

@@ -27,16 +27,21 @@ def minimize(
 
     Call it in a train step (replica context), once for each optimizer. `loss_fn(batch)` returns per-example losses
     `[local_batch]`, or those and a dict of metrics; what it returns is not scaled, averaged or divided by replicas.
-    Raises UsageError on a loss that is already reduced, and if no variable has a gradient.
+    Raises UsageError on a loss that is already reduced, on variables that are not Keras's, and if none has a gradient.
     """
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         # It decides on local gradients and hides an optimizer that reduces again (keras#18666).
         raise UsageError(
             "minimize got a Keras LossScaleOptimizer, which is wrong on several replicas; pass its inner one."
         )
+    if not all(isinstance(variable, keras.Variable) for variable in variables):
+        raise UsageError(
+            "minimize got variables that are not Keras variables; Keras optimizers update the weights of layers and "
+            "keras.Variable, not tf.Variable."
+        )
     with tf.GradientTape() as tape:
         result = loss_fn(batch)
-        losses, extra = result if isinstance(result, tuple) else (result, {})
+        losses, extra = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
         _check_per_example(losses, batch["weight"])
         loss = mean(losses, batch["weight"])
     if "loss" in extra:

@@ -91,6 +91,19 @@ def test_a_workdir_of_another_run_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--workers=2", "--task=mnist_cnn"], "Unknown command line flag 'task'. Flags of the training go behind --,"),
+        (["--workers=0", "--", "--task=mnist_cnn"], "workers is 0; expected at least 1."),
+    ],
+)
+def test_the_local_launcher_refuses_what_it_cannot_start(flags, sentence):
+    code, _, err = harness.run("-m", "launch.local", *flags)
+    assert code == 64
+    assert sentence in err
+
+
 def test_help_lists_the_flags():
     code, out, _ = harness.run("-m", "launch.train", "--help")
     assert code == 1  # absl's own choice

@@ -145,6 +145,7 @@ def test_embedding_gradients_stay_exact(strategy):
         lambda state, batch: tf.reduce_mean(squared_errors(state, batch)),
         lambda state, batch: keras.losses.MeanSquaredError()(batch["y"], state.model(batch["x"])[:, 0]),
         lambda state, batch: tf.square(state.model(batch["x"]) - batch["y"][:, None]),
+        lambda state, batch: (squared_errors(state, batch), {}, {}),
     ],
 )
 def test_a_loss_that_is_not_one_an_example_is_refused_with_the_reason(reduced):
@@ -169,6 +170,12 @@ def test_a_metric_cannot_take_the_place_of_the_loss():
     strategy = tf.distribute.get_strategy()
     with pytest.raises(UsageError, match="a metric named 'loss'; that name is minimize's own"):
         one_step(strategy, linear_state(strategy), [1, 1, 1, 1], with_loss)
+
+
+def test_a_variable_that_keras_cannot_update_is_refused():
+    batch = {"y": tf.constant(Y), "weight": tf.ones([4])}
+    with pytest.raises(UsageError, match="minimize got variables that are not Keras variables"):
+        minimize(lambda b: b["y"], batch, keras.optimizers.SGD(RATE), [tf.Variable(1.0)])
 
 
 def test_a_loss_of_no_variable_is_refused():
