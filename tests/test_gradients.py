@@ -64,6 +64,17 @@ def test_the_update_is_the_gradient_of_the_global_weighted_mean(strategy, weight
         np.testing.assert_allclose(replica, [[(weight * errors**2).sum(), weight.sum()]], rtol=1e-6)
 
 
+def test_a_penalty_added_to_the_losses_counts_once_on_any_number_of_replicas(strategy):
+    def penalized(state, batch):
+        return squared_errors(state, batch) + 0.5 * tf.reduce_sum(state.model.layers[0].kernel.value ** 2)
+
+    state, weight = linear_state(strategy), np.array([1, 1, 1, 0])
+    one_step(strategy, state, weight, penalized)
+    gradient = (2 * weight * (X @ START - Y)) @ X / weight.sum() + START
+    for kernel in kernels(strategy, state):
+        np.testing.assert_allclose(kernel, START - RATE * gradient, rtol=1e-6)
+
+
 def test_a_batch_of_nothing_but_padding_has_no_gradient(strategy):
     state = linear_state(strategy)
     one_step(strategy, state, [0, 0, 0, 0])
