@@ -110,6 +110,8 @@ def evaluate(task: Task | str | None, config: RunConfig) -> dict[str, float]:
 
 def _set_up(task: Task | str | None, config: RunConfig, folder: Path, workers: cluster.Cluster) -> _Setup:
     """Make strategy, task, state and checkpointer, in the only order that works; write nothing."""
+    if task is not None and not isinstance(task, Task | str):
+        raise UsageError(f"task is a {type(task).__name__}; expected a distloop.Task, such as make_task(config).")
     if not isinstance(task, Task):
         find(task)  # an unknown task is told before TensorFlow starts
     runtime.initialize(replicas=config.replicas, seed=config.seed)

@@ -77,6 +77,8 @@ def _check_per_example(losses: object, weight: tf.Tensor) -> None:
     shape = losses.shape if isinstance(losses, tf.Tensor) else None
     if shape is None or shape.rank != 1 or not shape.is_compatible_with(weight.shape):
         what = type(losses).__name__ if shape is None else f"a loss of shape {shape}"
+        if shape is not None and shape.rank == 2 and shape[1] == 1:
+            raise UsageError(f"loss_fn returned {what}; expected shape {weight.shape}: drop the last axis with [:, 0].")
         raise UsageError(
             f"loss_fn returned {what}; expected one loss an example, shape {weight.shape}, because distloop itself "
             "divides by the global batch: use keras.losses.mean_squared_error(y, p), not "

@@ -247,6 +247,7 @@ def test_the_death_of_one_worker_ends_all_with_its_exit_code(tmp_path):
         f"--workdir={tmp_path / 'run'}",
     )
     assert code == 128 + signal.SIGKILL, out + err
+    assert err.endswith("distloop: worker 1 was killed by SIGKILL; the others are stopped.\n")
     assert time.monotonic() - began < 60  # TensorFlow alone would wait for an hour
     assert not (tmp_path / "run").exists()
 

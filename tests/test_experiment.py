@@ -100,6 +100,11 @@ def test_synchronized_batch_normalization_is_saved_as_every_replica_has_it(tmp_p
     assert evaluate(task, settings) == summary["eval"]
 
 
+def test_a_function_that_makes_a_task_is_not_a_task(tmp_path):
+    with pytest.raises(UsageError, match=r"task is a function; expected a distloop\.Task, such as make_task\(config\)"):
+        train(toy.make_task, config(tmp_path))
+
+
 def test_a_build_that_returns_no_state_is_refused(tmp_path):
     task = dataclasses.replace(toy.make_task(CONFIG), build=lambda: None)
     with pytest.raises(UsageError, match=r"build returned NoneType; expected a distloop\.State"):

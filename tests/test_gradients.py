@@ -155,7 +155,6 @@ def test_embedding_gradients_stay_exact(strategy):
     [
         lambda state, batch: tf.reduce_mean(squared_errors(state, batch)),
         lambda state, batch: keras.losses.MeanSquaredError()(batch["y"], state.model(batch["x"])[:, 0]),
-        lambda state, batch: tf.square(state.model(batch["x"]) - batch["y"][:, None]),
         lambda state, batch: (squared_errors(state, batch), {}, {}),
     ],
 )
@@ -172,6 +171,15 @@ def test_a_keras_loss_scale_optimizer_is_refused():
     state = linear_state(strategy, lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(RATE)))
     with pytest.raises(UsageError, match="got a Keras LossScaleOptimizer"):
         one_step(strategy, state, [1, 1, 1, 1])
+
+
+def test_a_loss_with_an_axis_too_many_is_refused_with_the_cure():
+    def with_axis(state, batch):
+        return tf.square(state.model(batch["x"]) - batch["y"][:, None])
+
+    strategy = tf.distribute.get_strategy()
+    with pytest.raises(UsageError, match=r"a loss of shape \(4, 1\); expected shape \(4,\): drop the last axis with"):
+        one_step(strategy, linear_state(strategy), [1, 1, 1, 1], with_axis)
 
 
 def test_a_metric_cannot_take_the_place_of_the_loss():

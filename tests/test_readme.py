@@ -73,3 +73,14 @@ def test_the_commands_run(tmp_path, command):
     (summary,) = tmp_path.glob("runs/*/summary.json")
     accuracy = float(re.search(r'"eval": \{[^}]*"accuracy": ([\d.]+)', summary.read_text()).group(1))
     assert accuracy > 0.93
+
+
+def test_the_python_example_runs(tmp_path):
+    python = [block for language, block in BLOCKS if language == "python"]
+    (task,) = [block for block in python if "def make_task" in block]
+    (example,) = [block for block in python if block.startswith("from circle")]
+    (tmp_path / "circle.py").write_text(task)
+    (tmp_path / "example.py").write_text(example)
+    process = harness.start(["example.py"], cwd=tmp_path, PYTHONPATH=f"{harness.ROOT}:{tmp_path}")
+    code, out, err = harness.finish(process)
+    assert code == 0, out + err

@@ -64,3 +64,14 @@ def test_an_error_in_the_users_step_keeps_its_type_and_its_line():
     with pytest.raises(KeyError, match="imge") as error:
         toy.compiled(tf.distribute.get_strategy(), dataclasses.replace(TASK, train_step=step))
     assert error.traceback[-1].path.name == "test_steps.py"
+
+
+def test_noise_drawn_from_the_step_is_the_same_in_every_run(strategy):
+    def step(state, batch):
+        seed = tf.stack([tf.cast(state.step, tf.int32), 0])
+        return {**TASK.train_step(state, batch), "noise": mean(tf.random.stateless_normal([1], seed), tf.ones([1]))}
+
+    _, _, call = toy.compiled(strategy, dataclasses.replace(TASK, train_step=step))
+    expected = [float(tf.random.stateless_normal([1], [number, 0])[0]) for number in range(3)]
+    noise = call(3)[:, 1]
+    np.testing.assert_allclose(noise[:, 0] / noise[:, 1], expected, rtol=1e-6)

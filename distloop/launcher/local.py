@@ -68,6 +68,8 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
             continue
         code = process.wait()
         if code != 0:
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            print(f"distloop: worker {processes.index(process)} {how}; the others are stopped.", file=sys.stderr)
             return code if code > 0 else 128 - code
     return 0
 
