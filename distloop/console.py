@@ -45,6 +45,7 @@ class Display:
     def line(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
         self._console.print(text, markup=False)
+        self._last_line = time.monotonic()
 
     def update(self, *, step: int, total_steps: int, description: str, values: str) -> None:
         """Move the bar to `step`; without a terminal print a line now and then."""
@@ -53,7 +54,6 @@ class Display:
         )
         if not self._console.is_terminal and time.monotonic() - self._last_line > _LINE_EVERY_SECS:
             self.line(f"{description}  step {step}/{total_steps}  {values}")
-            self._last_line = time.monotonic()
 
     def table(self, columns: Mapping[str, Mapping[str, float]]) -> None:
         """Print a table: a row for each metric, a column for each split."""
