@@ -7,17 +7,19 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:  # the same table as below, in the form that type checkers and editors read
-    from distloop.config import RunConfig, UsageError
+    from distloop.config import NotFiniteError, RunConfig, UsageError
     from distloop.data import in_memory
     from distloop.datasets import load_tfds
     from distloop.experiment import evaluate, train
     from distloop.gradients import minimize
-    from distloop.metrics import Mean, mean
+    from distloop.keras_metrics import keras_metric
+    from distloop.metrics import Metric, gather, mean
     from distloop.task import State, Task
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "NotFiniteError": "config",
     "RunConfig": "config",
     "UsageError": "config",
     "in_memory": "data",
@@ -25,20 +27,25 @@ _HOMES = {
     "evaluate": "experiment",
     "train": "experiment",
     "minimize": "gradients",
-    "Mean": "metrics",
+    "keras_metric": "keras_metrics",
+    "Metric": "metrics",
+    "gather": "metrics",
     "mean": "metrics",
     "State": "task",
     "Task": "task",
 }
 
 __all__ = [
-    "Mean",
+    "Metric",
+    "NotFiniteError",
     "RunConfig",
     "State",
     "Task",
     "UsageError",
     "evaluate",
+    "gather",
     "in_memory",
+    "keras_metric",
     "load_tfds",
     "mean",
     "minimize",

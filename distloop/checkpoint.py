@@ -10,30 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
-import keras
 import tensorflow as tf
 
 from distloop.config import UsageError
-from distloop.task import State
+from distloop.task import State, named_variables
 from distloop.workdir import write_json
 
 KEEP = 3  # newest checkpoints
-
-
-def named_variables(state: State) -> dict[str, tf.Variable]:
-    """Return every variable of `state` by a name that is the same in every run of the same code."""
-    variables: dict[str, Any] = {"step": state.step}
-    for part_name, part in state.parts.items():
-        if isinstance(part, tf.Variable | keras.Variable):
-            variables[part_name] = part
-            continue
-        # `.variables` of a model has its seed states too, which `.weights` and tf.train.Checkpoint leave out.
-        for variable in part.variables:
-            name = f"{part_name}/{variable.path}"
-            if name in variables:
-                raise UsageError(f"two variables are named {name!r}; give the layers of {part_name!r} different names.")
-            variables[name] = variable
-    return {name: v.value if isinstance(v, keras.Variable) else v for name, v in variables.items()}
 
 
 @final

@@ -7,12 +7,17 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STRATEGIES = ("auto", "default", "one_device", "mirrored", "multiworker", "tpu")
 DEFAULT_EPOCHS = 5
 
 
 class UsageError(ValueError):
     """Report input that cannot work: what was wrong, what was expected, what to do. Exit code 64."""
+
+
+class NotFiniteError(ArithmeticError):
+    """Report that a run has stopped because a metric or a variable is no longer finite. Exit code 1."""
 
 
 def _setting(default: Any, help_text: str, *, shapes_result: bool = True) -> Any:
@@ -67,6 +72,28 @@ class RunConfig:
     )
     seed: int = _setting(0, "seed of the initial weights and of the order of the examples")
     learning_rate: float = _setting(1e-3, "learning rate, for the tasks that use one")
+    precision: str = _setting(
+        "float32", f"{', '.join(PRECISIONS)}: the Keras dtype policy; mixed_float16 comes with a loss scale"
+    )
+    loss_scale: float | None = _setting(None, "static loss scale for mixed_float16 (default: a dynamic one)")
+    initial_loss_scale: float = _setting(2.0**15, "dynamic loss scale: where it starts")
+    loss_scale_growth_steps: int = _setting(2000, "dynamic loss scale: grow after so many steps without overflow")
+    loss_scale_growth_factor: float = _setting(2.0, "dynamic loss scale: grow by this factor")
+    loss_scale_backoff_factor: float = _setting(0.5, "dynamic loss scale: multiply by this after an overflow")
+    min_loss_scale: float = _setting(1.0, "dynamic loss scale: never below this")
+    clip_global_norm: float | None = _setting(
+        None, "clip the reduced gradients of an optimizer to this norm, all variables together"
+    )
+    clip_norm: float | None = _setting(None, "clip the reduced gradient of each variable to this norm")
+    clip_value: float | None = _setting(None, "clip each entry of the reduced gradients to this absolute value")
+    gradient_norm: bool = _setting(False, "log the global norm of the reduced gradients, from before any clipping")
+    micro_batches: int = _setting(
+        1, "accumulate gradients: each replica splits its part of the global batch in so many, one update for all"
+    )
+    ema_momentum: float | None = _setting(
+        None, "keep a moving average of the weights with this momentum, such as 0.999, and evaluate with it"
+    )
+    jit_compile: bool = _setting(False, "compile forward and backward with XLA; reductions and updates stay outside")
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -84,14 +111,49 @@ class RunConfig:
             "steps_per_call",
             "eval_every_steps",
             "checkpoint_every_steps",
+            "micro_batches",
+            "loss_scale_growth_steps",
         ):
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 1):
                 raise UsageError(f"{name} is {value}; expected a whole number of at least 1.")
         if not 0 <= self.seed < 2**31:
             raise UsageError(f"seed is {self.seed}; expected a whole number from 0 to {2**31 - 1}.")
-        if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
-            raise UsageError(f"learning_rate is {self.learning_rate}; expected a number above 0, such as 0.001.")
+        for name in (
+            "learning_rate",
+            "loss_scale",
+            "initial_loss_scale",
+            "clip_global_norm",
+            "clip_norm",
+            "clip_value",
+        ):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise UsageError(f"{name} is {value}; expected a number above 0, such as 0.001.")
+        self._check_precision()
+        if self.ema_momentum is not None and not 0 <= self.ema_momentum < 1:
+            raise UsageError(
+                f"ema_momentum is {self.ema_momentum}; expected a number from 0 to below 1, such as 0.999."
+            )
+
+    def _check_precision(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}.")
+        if self.loss_scale is not None and self.precision != "mixed_float16":
+            raise UsageError(
+                f"loss_scale is {self.loss_scale}, but precision is {self.precision}, whose gradients need none; "
+                "drop it or use --precision=mixed_float16."
+            )
+        if not (self.loss_scale_growth_factor > 1 and 0 < self.loss_scale_backoff_factor < 1):
+            raise UsageError(
+                f"the loss scale grows by {self.loss_scale_growth_factor} and shrinks by "
+                f"{self.loss_scale_backoff_factor}; expected a growth factor above 1 and a backoff factor from 0 to 1."
+            )
+        if not 0 < self.min_loss_scale <= self.initial_loss_scale:
+            raise UsageError(
+                f"min_loss_scale is {self.min_loss_scale} and initial_loss_scale {self.initial_loss_scale}; "
+                "expected a minimum above 0 and at most the initial one."
+            )
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Return the length of the run in steps."""

@@ -102,6 +102,8 @@ def per_replica_batches(stream: Stream, context: tf.distribute.InputContext, *, 
         dataset = dataset.map(lambda rows: _take(arrays, rows), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     options = tf.data.Options()
     options.deterministic = True
+    # Its thread makes an iterator's end wait, for up to a minute after a long run; parallel maps then use all cores.
+    options.autotune.enabled = False
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     # Known to be endless: the compiled loop then needs no branch for an exhausted iterator.
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)

@@ -1,25 +1,24 @@
 """`train(task, config)` and `evaluate(task, config)`: how the parts make a run, from top to bottom."""
 
-import json
 import os
 import shlex
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
-from distloop import actions, cluster, runtime, strategies, workdir
+from distloop import actions, cluster, preflight, runtime, strategies, workdir
 from distloop.checkpoint import Checkpointer
 from distloop.config import RunConfig, UsageError
 from distloop.console import Display
 from distloop.data import Stream, make_stream, per_replica_batches
+from distloop.guard import stop_if_not_finite
 from distloop.loop import Evaluation, evaluate_once, train_steps
-from distloop.steps import CompiledSteps, compile_steps
-from distloop.task import Source, State, StepFn, Task, check_replicas, load_task
+from distloop.steps import CompiledSteps, compile_steps, separate_seeds
+from distloop.task import Source, State, StepFn, Task, check_layers, load_task
 from distloop.tasks import find
+from distloop.updates import prepare
 from distloop.writers import make_writer
 
 
@@ -33,10 +32,14 @@ class _Setup(NamedTuple):
     checkpointer: Checkpointer
 
 
-def train(task: Task | str | None, config: RunConfig) -> dict[str, Any]:
+def train(
+    task: Task | str | None, config: RunConfig, *, extra_actions: Sequence[actions.Action] = ()
+) -> dict[str, Any]:
     """Train, resume or find finished the run of `config.workdir`; return what its `summary.json` holds.
 
     `task` is a Task, or the name of one, which is then imported only once the strategy stands. Every worker calls it.
+    `extra_actions` are functions of a `Progress` (plain floats, the same on every worker), called after each compiled
+    call, once its metrics are written; no collective is in them, so what only one worker does holds up no other.
     Raises UsageError for what the user can mend, before anything is written.
     """
     folder = workdir.check(config)
@@ -51,9 +54,10 @@ def train(task: Task | str | None, config: RunConfig) -> dict[str, Any]:
     record = {"train": {}, "eval": {}, "eval_count": 0, "examples": 0, "seconds": 0.0}
     host_state = setup.checkpointer.restore() or {"record": record, "open_epoch": None}
     record, start_step = host_state["record"], int(setup.state.step.numpy())
-    _check_agreement(setup, config, start_step)
-
+    separate_seeds(setup.strategy, setup.state)
     stream = _stream(setup.task.train_data, config, "train_data", seed=config.seed)
+    preflight.check_workers(workers, {"data": str(stream), "checkpoint": start_step})
+    preflight.check_reduction(setup.strategy, workers)
     call = _compile(setup, setup.task.train_step, stream, first_step=start_step, training=True)
     evaluate_now = _evaluator(setup, config)
     total_steps = config.total_steps(stream.steps_per_epoch)
@@ -66,9 +70,10 @@ def train(task: Task | str | None, config: RunConfig) -> dict[str, Any]:
         workdir.write_json(folder / "config.json", config.to_dict())
     writer = make_writer(folder, after_step=start_step) if chief else _write_nothing
     display.facts(f"distloop {config.task or 'task'}", _facts(setup, config, stream, start_step, total_steps))
-    acts = [actions.write_to(writer, display, record)]
+    acts = [actions.write_to(writer, display, record), stop_if_not_finite(setup.state, every=save_every)]
     if evaluate_now is not None:
         acts.append(actions.every(eval_every, actions.evaluate_with(evaluate_now, writer, display, record)))
+    acts.extend(extra_actions)
     acts.append(actions.every(save_every, actions.save_to(setup.checkpointer, record)))
     with display:
         for progress in train_steps(
@@ -100,6 +105,7 @@ def evaluate(task: Task | str | None, config: RunConfig) -> dict[str, float]:
     setup = _set_up(task, config, workdir.check(config), workers)
     if setup.checkpointer.restore() is None:
         raise UsageError(f"workdir {setup.folder} has no checkpoint to evaluate; train there first.")
+    preflight.check_workers(workers, {"checkpoint": int(setup.state.step.numpy())})
     evaluate_now = _evaluator(setup, config)
     if evaluate_now is None:
         raise UsageError("the task has no eval_data; give it eval_step and eval_data.")
@@ -114,28 +120,39 @@ def _set_up(task: Task | str | None, config: RunConfig, folder: Path, workers: c
         raise UsageError(f"task is a {type(task).__name__}; expected a distloop.Task, such as make_task(config).")
     if not isinstance(task, Task):
         find(task)  # an unknown task is told before TensorFlow starts
-    runtime.initialize(replicas=config.replicas, seed=config.seed)
+    runtime.initialize(replicas=config.replicas, seed=config.seed, precision=config.precision)
     strategy_name = strategies.choose(config.strategy, cluster=workers, replicas=config.replicas)
     strategy = strategies.make_strategy(strategy_name, cluster=workers, replicas=config.replicas)
-    _check_batch_size(config.global_batch_size, strategy.num_replicas_in_sync)
+    _check_batch_size(config, strategy.num_replicas_in_sync)
     if not isinstance(task, Task):
         # User code comes after the strategy: an operation at import would make collectives impossible.
         task = load_task(task, config)
+    # Workers that differ here would wait for each other for ever once they make variables.
+    facts = {
+        "flags": {**config.to_dict(), "data_dir": None},  # where the data lies is each worker's own matter
+        "replicas": strategy.num_replicas_in_sync // workers.num_workers,
+        "code": preflight.source_version(task),
+    }
+    preflight.check_workers(workers, facts)
     with strategy.scope():
         state = task.build()
     if not isinstance(state, State):
         raise UsageError(f"the task's build returned {type(state).__name__}; expected a distloop.State.")
-    check_replicas(state, strategy.num_replicas_in_sync)
+    check_layers(state, replicas=strategy.num_replicas_in_sync, jit_compile=config.jit_compile)
+    with strategy.scope():
+        prepare(state, config)
     checkpointer = Checkpointer(folder / "checkpoints", state, writes=workers.is_chief)
     return _Setup(folder, workers, strategy_name, strategy, task, state, checkpointer)
 
 
-def _check_batch_size(global_batch_size: int, replicas: int) -> None:
-    below = global_batch_size // replicas * replicas
-    if below != global_batch_size:
-        nearest = f"{below} or {below + replicas}" if below else str(replicas)
+def _check_batch_size(config: RunConfig, replicas: int) -> None:
+    size, parts = config.global_batch_size, replicas * config.micro_batches
+    below = size // parts * parts
+    if below != size:
+        nearest = f"{below} or {below + parts}" if below else str(parts)
+        accumulated = f" times {config.micro_batches} micro-batches" if config.micro_batches > 1 else ""
         raise UsageError(
-            f"global_batch_size ({global_batch_size}) must be a multiple of the {replicas} replicas; use {nearest}."
+            f"global_batch_size ({size}) must be a multiple of the {replicas} replicas{accumulated}; use {nearest}."
         )
 
 
@@ -177,30 +194,7 @@ def _write_nothing(step: int, split: str, values: Mapping[str, float]) -> None:
     """Stand in for the writer on all workers but the chief."""
 
 
-def _check_agreement(setup: _Setup, config: RunConfig, start_step: int) -> None:
-    """Raise UsageError on every worker if one of them would train something else; they would wait for ever or mix."""
-    # Where the data lies is each worker's own matter.
-    flags = json.dumps({**config.to_dict(), "data_dir": None}, sort_keys=True)
-    said = _from_all_workers(setup, [start_step, zlib.crc32(flags.encode())])
-    for worker, (step, flags_sum) in enumerate(said):
-        if flags_sum != said[0][1]:
-            raise UsageError(f"worker {worker} has other flags than worker 0; start all workers with the same flags.")
-        if step != said[0][0]:
-            raise UsageError(
-                f"worker {worker} found a checkpoint of step {step}, worker 0 of step {said[0][0]}; "
-                "give all workers the same --workdir, on storage that they share."
-            )
-
-
 def _leave_together(setup: _Setup) -> None:
     """Wait for all workers: one that ends early makes the others fail (tensorflow#58434)."""
-    _from_all_workers(setup, [0])
-
-
-def _from_all_workers(setup: _Setup, values: Sequence[int]) -> list[list[int]]:
-    """Return what each worker gave, in worker order. Waits for all of them."""
-    mine = np.zeros([setup.workers.num_workers, len(values)], np.int64)
-    mine[setup.workers.index] = values
-    if setup.workers.num_workers == 1:
-        return mine.tolist()
-    return setup.strategy.reduce(tf.distribute.ReduceOp.SUM, tf.constant(mine), axis=None).numpy().tolist()
+    if setup.workers.num_workers > 1:
+        setup.strategy.reduce(tf.distribute.ReduceOp.SUM, tf.constant(0), axis=None)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from distloop import tasks, workdir
-from distloop.config import RunConfig, UsageError
+from distloop.config import NotFiniteError, RunConfig, UsageError
 from distloop.launcher import local
 
 USAGE_ERROR = 64  # EX_USAGE of sysexits.h
@@ -22,7 +22,9 @@ def define_config_flags() -> None:
     """Define one flag for each field of `RunConfig`."""
     for setting in fields(RunConfig):
         define: Callable[..., Any] = flags.DEFINE_string
-        if "int" in str(setting.type):
+        if "bool" in str(setting.type):
+            define = flags.DEFINE_boolean
+        elif "int" in str(setting.type):
             define = flags.DEFINE_integer
         elif "float" in str(setting.type):
             define = flags.DEFINE_float
@@ -64,6 +66,9 @@ def _run(main: Callable[[Sequence[str]], int], *, advice: str) -> None:
             return main(argv[1:])
         except UsageError as error:
             _exit_with(str(error))
+        except NotFiniteError as error:
+            print(f"distloop: {error}", file=sys.stderr)
+            return 1
         except KeyboardInterrupt:
             print("distloop: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
             return 128 + signal.SIGINT

@@ -1,86 +1,220 @@
-"""`minimize`: forward, backward, one cross-replica reduction, update. The only all-reduce of gradients.
+"""`minimize`: forward, backward, one cross-replica reduction, then every decision, then the update.
 
 With per-example losses l, weights w and all replicas together, it applies the gradient of sum(l * w) / sum(w): the
-same number however the global batch is split.
+same number however the global batch is split. Clipping, transforms and the finite test see the reduced gradient, so
+that all replicas and workers decide alike.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from distloop.backward import Gradient, LocalResult, LossFn, local_result
 from distloop.config import UsageError
-from distloop.metrics import Mean, all_reduce_sum, check, mean, pack, unpack
+from distloop.metrics import Metric, all_reduce_sum, divide, unpack
+from distloop.precision import all_finite
 from distloop.task import Batch
+from distloop.updates import UpdateRule, check_optimizer, clip, rule_of, update_averages
 
-# Any: Keras types its losses as a tensor of whichever backend.
-LossFn = Callable[[Batch], Any | tuple[Any, Mapping[str, Mean]]]
+_unnamed_calls: ContextVar[list[None] | None] = ContextVar("unnamed_calls", default=None)
+Transform = Callable[[list[tf.Tensor], list[keras.Variable]], Sequence[tf.Tensor]]
 
 
 def minimize(
-    loss_fn: LossFn, batch: Batch, optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]
-) -> dict[str, Mean]:
+    loss_fn: LossFn,
+    batch: Batch,
+    optimizer: keras.optimizers.Optimizer,
+    variables: Sequence[keras.Variable],
+    *,
+    penalty: Callable[[], Any] | None = None,
+    transform: Transform | None = None,
+    name: str | None = None,
+) -> dict[str, Metric]:
     """Update `variables` by one step of `optimizer` on the global batch; return the loss and the metrics, reduced.
 
         minimize(lambda batch: model_losses(batch), batch, state.optimizer, state.model.trainable_variables)
 
     Call it in a train step (replica context), once for each optimizer. `loss_fn(batch)` returns per-example losses
-    `[local_batch]`, or those and a dict of metrics; what it returns is not scaled, averaged or divided by replicas.
+    `[local_batch]`, or `mean(losses, weights)` with a denominator of its own (tokens), or a pair of either and a dict
+    of metrics; it scales, averages and divides nothing.
+
+    `penalty()` returns a scalar that counts once, such as `sum(model.losses)`; it is called after `loss_fn`.
+    `transform(gradients, variables)` returns other gradients; it gets the reduced ones, clipped and dense, float32.
+    `name` begins the metrics' names (`name_loss`) in a step that minimizes twice.
+    What layers write in `loss_fn` (statistics, seeds) is agreed on by the replicas: the mean over those with examples.
     Raises UsageError on a loss that is already reduced, on variables that are not Keras's, and if none has a gradient.
     """
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        # It decides on local gradients and hides an optimizer that reduces again (keras#18666).
-        raise UsageError(
-            "minimize got a Keras LossScaleOptimizer, which is wrong on several replicas; pass its inner one."
-        )
+    check_optimizer(optimizer)
     if not all(isinstance(variable, keras.Variable) for variable in variables):
         raise UsageError(
             "minimize got variables that are not Keras variables; Keras optimizers update the weights of layers and "
             "keras.Variable, not tf.Variable."
         )
-    with tf.GradientTape() as tape:
-        result = loss_fn(batch)
-        losses, extra = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
-        _check_per_example(losses, batch["weight"])
-        loss = mean(losses, batch["weight"])
-    if "loss" in extra:
-        raise UsageError("loss_fn returned a metric named 'loss'; that name is minimize's own: give yours another.")
-    metrics = {"loss": loss, **(check(extra) if extra else {})}
-    gradients = tape.gradient(loss.total, [variable.value for variable in variables])
-    pairs = [(g, v) for g, v in zip(gradients, variables, strict=True) if g is not None]
-    if not pairs:
-        raise UsageError("the loss depends on none of the variables given to minimize; compute it from their model.")
+    _check_name(name)
+    rule = rule_of(optimizer)
+    scale = None if rule.loss_scale is None else rule.loss_scale.scale.read_value()
+    # Near the mean loss, which 16 bits hold better than the sum over the batch.
+    factor = None if scale is None else scale / batch["weight"].shape[0]
+    local = local_result(
+        loss_fn,
+        batch,
+        variables,
+        penalty=penalty,
+        factor=factor,
+        micro_batches=rule.micro_batches,
+        jit_compile=rule.jit_compile,
+    )
+    gradients, sums, values = _reduce(local)
+    count = sums[1]  # the loss comes first: total, count
+    inverse = tf.math.divide_no_nan(1.0, count if factor is None else count * factor)
+    gradients = [_multiply(_sum_repeated_rows(g), inverse) for g in gradients]
+    finite = all_finite(gradients) if scale is not None else None
 
-    # The one reduction: metrics and the denominator ride on the gradients' pack.
-    reduced, sums = all_reduce_sum(([g for g, _ in pairs], pack(list(metrics.values()))))
-    metrics = dict(zip(metrics, unpack(sums), strict=True))
-    scale = tf.math.divide_no_nan(1.0, metrics["loss"].count)
+    if finite is not None:
+        sums = tf.where(finite, sums, 0.0)  # a skipped step counts nowhere
+    metrics = unpack(sums, local.metrics)
+    gradients, norm = _decide(gradients, local.variables, rule, transform)
+    if norm is not None:
+        metrics["gradient_norm"] = _same_on_all(norm, finite)
+    if scale is not None and finite is not None:
+        metrics["loss_scale"] = _same_on_all(scale)
+        metrics["skipped_steps"] = Metric((tf.cast(tf.logical_not(finite), tf.float32),), float, reduced=True)
+
+    def commit(gradients: list[Gradient], values: list[tf.Tensor]) -> None:
+        for variable, value in zip(local.written, values, strict=True):
+            variable.assign(value)  # before the update: a layer may have rewritten a weight in its forward pass
+        _apply(optimizer, gradients, local.variables)
+        update_averages(local.variables, rule)
+
+    if finite is None:
+        commit(gradients, values)
+    else:
+        _run_if(finite, commit, gradients, values)
+        rule.loss_scale.update(finite)
+    return metrics if name is None else {f"{name}_{key}": metric for key, metric in metrics.items()}
+
+
+@contextlib.contextmanager
+def one_step() -> Iterator[None]:
+    """Watch the calls of minimize within one step: two without a name would return metrics of the same names."""
+    token = _unnamed_calls.set([])
+    try:
+        yield
+    finally:
+        _unnamed_calls.reset(token)
+
+
+def _check_name(name: str | None) -> None:
+    calls = _unnamed_calls.get()
+    if name is None and calls is not None:
+        if calls:
+            raise UsageError('the step calls minimize twice without names: give each a name="...", for its metrics.')
+        calls.append(name)
+
+
+def _reduce(local: LocalResult) -> tuple[list[Gradient], tf.Tensor, list[tf.Tensor]]:
+    """Sum gradients and metric sums over all replicas and average what layers wrote, in the one reduction of a step.
+
+    The mean is over replicas that hold examples; one that has only padding has no say. Integers are not averaged: seeds
+    differ from replica to replica on purpose.
+    """
+    present = tf.cast(local.sums[1] > 0, tf.float32)
+    floating = [i for i, value in enumerate(local.values) if value.dtype.is_floating]
+    statistics = [tf.where(present > 0, tf.cast(local.values[i], tf.float32), 0.0) for i in floating]
+    if not floating:
+        gradients, sums = all_reduce_sum((local.gradients, local.sums))
+        return gradients, sums, local.values
+    gradients, sums, statistics, holders = all_reduce_sum((local.gradients, local.sums, statistics, present))
+    values = list(local.values)
+    for i, total in zip(floating, statistics, strict=True):
+        variable = local.written[i]
+        average = tf.where(holders > 0, total / tf.maximum(holders, 1.0), tf.cast(variable.value, tf.float32))
+        values[i] = tf.cast(average, values[i].dtype)
+    return gradients, sums, values
+
+
+def _decide(
+    gradients: list[Gradient], variables: list[keras.Variable], rule: UpdateRule, transform: Transform | None
+) -> tuple[list[Gradient], tf.Tensor | None]:
+    """Clip and transform reduced gradients; return them and their global norm from before, if anything asks for it."""
+    clips = (rule.clip_global_norm, rule.clip_norm, rule.clip_value)
+    wants_norm = rule.gradient_norm or rule.clip_global_norm is not None
+    if not wants_norm and transform is None and clips == (None, None, None):
+        return gradients, None
+    # The rows of a sparse gradient may repeat: only their sum has the right norm.
+    gradients = [tf.convert_to_tensor(g) for g in gradients]
+    norm = tf.linalg.global_norm(gradients) if wants_norm else None
+    gradients = clip(gradients, rule, norm)
+    if transform is not None:
+        shapes = [g.shape for g in gradients]
+        gradients = [tf.convert_to_tensor(g) for g in transform(gradients, variables)]
+        if [g.shape for g in gradients] != shapes:
+            raise UsageError(
+                f"transform returned {len(gradients)} gradients of shapes {[g.shape.as_list() for g in gradients]}; "
+                f"expected one for each of the {len(shapes)} variables, of its shape."
+            )
+    return gradients, norm
+
+
+def _run_if(finite: tf.Tensor, commit: Callable[..., None], *arguments: Any) -> None:
+    """Run `commit(*arguments)` on each replica if `finite`, the same on all; else leave every variable as it is.
+
+    A branch may not meet other replicas from within; so the branch is taken once, outside, for all local replicas.
+    """
+
+    def decide(strategy: tf.distribute.Strategy, finite: Any, *arguments: Any) -> None:
+        def run() -> tf.Tensor:
+            strategy.run(commit, args=arguments)
+            return tf.constant(0)
+
+        tf.cond(strategy.experimental_local_results(finite)[0], run, lambda: tf.constant(0))
+
+    tf.distribute.get_replica_context().merge_call(decide, args=(finite, *arguments))
+
+
+def _apply(
+    optimizer: keras.optimizers.Optimizer, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
+) -> None:
     # Keras would sum over replicas again; this hook is where it does (TFOptimizer, Keras 3.15; a test pins it).
     optimizer._all_reduce_sum_gradients = _leave_as_they_are
-    optimizer.apply([_multiply(g, scale) for g in reduced], [v for _, v in pairs])
-    return metrics
+    try:
+        optimizer.apply(gradients, variables)
+    except ValueError as error:
+        if "originally built with" not in str(error):
+            raise
+        (stranger,) = re.findall(r"path=([^,>]+)", str(error))[:1] or ["one of them"]
+        raise UsageError(
+            f"the optimizer was built for other variables than {stranger!r}, which minimize got; give minimize the "
+            "variables of this optimizer, or build it for them in the task's build function."
+        ) from error
+
+
+def _same_on_all(value: tf.Tensor, counted: tf.Tensor | None = None) -> Metric:
+    """Return a metric of a value that every replica holds; its mean is over steps, those `counted` if given."""
+    count = tf.constant(1.0) if counted is None else tf.cast(counted, tf.float32)
+    return Metric((tf.where(count > 0, value, 0.0), count), divide, reduced=True)
 
 
 def _leave_as_they_are(gradients_and_variables: Any) -> Any:
     return gradients_and_variables
 
 
-def _multiply(gradient: tf.Tensor | tf.IndexedSlices, factor: tf.Tensor) -> tf.Tensor | tf.IndexedSlices:
+def _sum_repeated_rows(gradient: Gradient) -> Gradient:
+    """Add up the rows of a sparse gradient that have the same index; Keras's Adam would count each for itself."""
+    if not isinstance(gradient, tf.IndexedSlices):
+        return gradient
+    indices, positions = tf.unique(gradient.indices)
+    values = tf.math.unsorted_segment_sum(gradient.values, positions, tf.shape(indices)[0])
+    return tf.IndexedSlices(values, indices, gradient.dense_shape)
+
+
+def _multiply(gradient: Gradient, factor: tf.Tensor) -> Gradient:
     factor = tf.cast(factor, gradient.dtype)
     if isinstance(gradient, tf.IndexedSlices):  # the gradient of an embedding stays sparse
         return tf.IndexedSlices(gradient.values * factor, gradient.indices, gradient.dense_shape)
     return gradient * factor
-
-
-def _check_per_example(losses: object, weight: tf.Tensor) -> None:
-    shape = losses.shape if isinstance(losses, tf.Tensor) else None
-    if shape is None or shape.rank != 1 or not shape.is_compatible_with(weight.shape):
-        what = type(losses).__name__ if shape is None else f"a loss of shape {shape}"
-        if shape is not None and shape.rank == 2 and shape[1] == 1:
-            raise UsageError(f"loss_fn returned {what}; expected shape {weight.shape}: drop the last axis with [:, 0].")
-        raise UsageError(
-            f"loss_fn returned {what}; expected one loss an example, shape {weight.shape}, because distloop itself "
-            "divides by the global batch: use keras.losses.mean_squared_error(y, p), not "
-            "keras.losses.MeanSquaredError()(y, p) and not tf.reduce_mean."
-        )

@@ -1,4 +1,4 @@
-"""The state of this process: devices and seeds. The only module that changes it; called before the first operation."""
+"""The state of this process: devices, seeds, precision. Only this module changes it, before the first operation."""
 
 import keras
 import tensorflow as tf
@@ -6,8 +6,8 @@ import tensorflow as tf
 from distloop.config import UsageError
 
 
-def initialize(*, replicas: int | None, seed: int) -> None:
-    """Set up `replicas` devices (GPUs, or logical CPU devices where there is none) and seed everything.
+def initialize(*, replicas: int | None, seed: int, precision: str) -> None:
+    """Set up `replicas` devices (GPUs, or logical CPU devices where there is none), seeds and Keras's dtype policy.
 
     Must run before TensorFlow starts its devices. Raises UsageError if there are fewer devices than asked for.
     """
@@ -28,6 +28,7 @@ def initialize(*, replicas: int | None, seed: int) -> None:
     # Layer names count from 1 again and initial weights repeat, also for a second run in one process.
     keras.utils.clear_session()
     keras.utils.set_random_seed(seed)
+    keras.config.set_dtype_policy(precision)
 
 
 def _make_logical_cpus(count: int) -> None:

@@ -1,30 +1,53 @@
-"""Compiled steps: `steps_per_call` steps in one call, traced once. `strategy.run` appears only here."""
+"""Compiled steps: `steps_per_call` steps in one call, traced once; sums stay on the device until the call ends."""
 
-from collections.abc import Iterator
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from distloop import metrics as metrics_lib
-from distloop.task import Batch, State, StepFn
+from distloop.config import UsageError
+from distloop.gradients import one_step
+from distloop.metrics import Metric
+from distloop.task import Batch, State, StepFn, named_variables
+
+COUNTED = "counted"  # the metric that every evaluation has beside the user's: the sum of the weights
+
+
+class CallResult(NamedTuple):
+    """Hold what a call found, the same on every worker."""
+
+    sums: np.ndarray  # float64 `[size]`: the metrics' parts, packed, summed over steps and replicas
+    gathered: np.ndarray  # float64 `[steps * global_batch, width]`: the gathered metrics' parts, packed
+    first_bad_step: int  # index in the call of the first step with a sum that is not finite, else -1
 
 
 @dataclass(frozen=True)
 class CompiledSteps:
-    """Run a step many times in one call. `names` are the metrics of a step, in the order of a row."""
+    """Run a step many times in one call. `metrics` say what its sums mean."""
 
-    names: tuple[str, ...]
+    metrics: Mapping[str, Metric]
     _call: Any
     _iterator: Iterator[Batch]
 
-    def __call__(self, num_steps: int) -> np.ndarray:
-        """Run `num_steps` steps; return float32 `[num_steps, metrics, 2]`: total and count, over all replicas.
-
-        Every worker must make the same calls. Waits for the result (device sync).
-        """
-        return self._call(self._iterator, tf.constant(num_steps)).numpy()
+    def __call__(self, num_steps: int) -> CallResult:
+        """Run `num_steps` steps. Every worker must make the same calls. Waits for the result (device sync)."""
+        try:
+            sums, gathered, first_bad_step = self._call(self._iterator, tf.constant(num_steps))
+        except tf.errors.InvalidArgumentError as error:
+            cause = re.search(r"\w+Error: .*did not match the expected structure.*", str(error))
+            if cause is None:
+                raise
+            raise UsageError(
+                f"the data stopped with {cause[0].rstrip('.')}; every example must have the structure and the shapes "
+                "of the first."
+            ) from error
+        return CallResult(sums.numpy(), gathered.numpy(), int(first_bad_step.numpy()))
 
 
 def compile_steps(
@@ -32,29 +55,95 @@ def compile_steps(
 ) -> CompiledSteps:
     """Trace `step_fn(state, batch)` over a distributed, endless `dataset`; `training` advances `state.step`.
 
-    Cross-replica context. Raises what the user's step raises, as it is, before anything runs.
+    An evaluation uses the averages of the weights, if there are any. Cross-replica context. Raises what the user's step
+    raises, as it is, before anything runs.
     """
     iterator = iter(dataset)
-    names: list[str] = []
+    metrics: dict[str, Metric] = {}
 
-    def replica_step(batch: Batch) -> tf.Tensor:
-        metrics = metrics_lib.check(step_fn(state, batch))
-        names[:] = metrics
-        return metrics_lib.pack(list(metrics_lib.reduce(metrics).values()))
+    def replica_step(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        found = _train_step(step_fn, state, batch) if training else _eval_step(step_fn, state, batch)
+        metrics.update(found)
+        summed = {name: metric for name, metric in found.items() if not metric.gathered}
+        return metrics_lib.pack(metrics_lib.reduce(summed)), metrics_lib.pack_gathered(found)
 
-    def call(iterator: Iterator[Batch], num_steps: tf.Tensor) -> tf.Tensor:
-        def one_step(index: tf.Tensor, rows: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-            packed = strategy.run(replica_step, args=(next(iterator),))
+    def call(iterator: Iterator[Batch], num_steps: tf.Tensor) -> Any:
+        def one_step(index: tf.Tensor, sums: tf.Tensor, rows: tf.TensorArray, first_bad: tf.Tensor) -> Any:
+            results = strategy.run(replica_step, args=(next(iterator),))
             if training:
                 state.step.assign_add(1)
-            # Every replica holds the same sums; the first local one needs no communication.
-            return index + 1, rows.write(index, strategy.experimental_local_results(packed)[0])
+            # Every replica holds the same; the first local one needs no communication.
+            packed, gathered = [strategy.experimental_local_results(result)[0] for result in results]
+            is_bad = tf.logical_not(tf.reduce_all(tf.math.is_finite(packed)))
+            first_bad = tf.where((first_bad < 0) & is_bad, index, first_bad)
+            # float64, so that counts stay exact however long the call is.
+            return index + 1, sums + tf.cast(packed, tf.float64), rows.write(index, gathered), first_bad
 
-        rows = tf.TensorArray(tf.float32, size=num_steps)
-        _, rows = tf.while_loop(lambda index, _: index < num_steps, one_step, (0, rows))
-        return rows.stack()
+        rows = tf.TensorArray(tf.float64, size=num_steps)
+        start = (tf.constant(0), tf.constant(0.0, tf.float64), rows, tf.constant(-1))
+        # The length of the sums is known once the step is traced: they start as a scalar 0.
+        shapes = (tf.TensorShape([]), tf.TensorShape(None), tf.TensorShape(None), tf.TensorShape([]))
+        _, sums, rows, first_bad = tf.while_loop(lambda i, *_: i < num_steps, one_step, start, shapes)
+        return sums, rows.concat(), first_bad
 
     # Without AutoGraph, a user's error keeps its type and points at the user's line. This costs `if tensor:` in a step.
     compiled: Any = tf.function(call, autograph=False)
     compiled.get_concrete_function(iterator, tf.TensorSpec([], tf.int32))
-    return CompiledSteps(tuple(names), compiled, iterator)
+    return CompiledSteps(metrics, compiled, iterator)
+
+
+def separate_seeds(strategy: tf.distribute.Strategy, state: State) -> None:
+    """Give each replica seeds of its own, so that dropout masks differ. Cross-replica context, after a restore.
+
+    Keras starts all replicas with the same seed. A checkpoint holds the seeds of the first replica, which are those that
+    Keras chose, so that a run repeats and resumes on any number of replicas.
+    """
+    seeds = [v for name, v in named_variables(state).items() if name.endswith("seed_generator_state")]
+
+    def separate() -> None:
+        replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
+        for seed in seeds:
+            # Layers have random seeds below 1e9; a prime keeps one layer on one replica from meeting another's.
+            seed.assign_add(tf.cast(tf.stack([replica * 1_000_000_007, 0]), seed.dtype))
+
+    if seeds:
+        tf.function(lambda: strategy.run(separate), autograph=False)()
+
+
+def _train_step(step_fn: StepFn, state: State, batch: Batch) -> dict[str, Metric]:
+    metrics = _call_user(step_fn, state, batch)
+    for name, metric in metrics.items():
+        if metric.gathered:
+            raise UsageError(f"the train step returned {name!r} made by gather; gather belongs in the eval step.")
+    return metrics
+
+
+def _eval_step(step_fn: StepFn, state: State, batch: Batch) -> dict[str, Metric]:
+    with (
+        keras.StatelessScope([(variable, average) for variable, average in state.averages.values()])
+        if (state.averages)
+        else contextlib.nullcontext()
+    ):
+        metrics = _call_user(step_fn, state, batch)
+    return {**metrics, COUNTED: Metric((tf.reduce_sum(batch["weight"]),), float)}
+
+
+def _call_user(step_fn: StepFn, state: State, batch: Batch) -> dict[str, Metric]:
+    """Call the user's step in replica context; say in one sentence what TensorFlow says in many."""
+    with tf.variable_creator_scope(_refuse_variable), one_step():
+        try:
+            return metrics_lib.check(step_fn(state, batch))
+        except RuntimeError as error:
+            if "replica context" not in str(error):
+                raise
+            raise UsageError(
+                f"the step called a function of tf.distribute that belongs outside of it ({error}); distloop runs the "
+                "step on every replica itself: return mean(...) or use minimize instead of strategy.run or reduce."
+            ) from error
+
+
+def _refuse_variable(_: Any, **settings: Any) -> Any:
+    raise UsageError(
+        f"the step creates the variable {settings.get('name') or 'without a name'!r}; make layers, optimizers, seed "
+        "generators and variables in the task's build function and give them to State."
+    )

@@ -1,10 +1,14 @@
 """The five `tf.distribute` strategies behind one function, and `auto`, which picks from what is there."""
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
 
 from distloop.cluster import Cluster
 from distloop.config import UsageError
@@ -71,18 +75,38 @@ def _multiworker(cluster: Cluster, replicas: int | None) -> tf.distribute.Strate
             "start it with python -m launch.local --workers=2 -- ..., or use --strategy=mirrored."
         )
     gpus = len(tf.config.list_physical_devices("GPU"))
-    if replicas is not None and replicas != max(1, gpus):
-        # MultiWorkerMirroredStrategy takes all GPUs of a process, or one CPU device, and offers no choice.
+    if gpus and replicas not in (None, gpus):
+        # MultiWorkerMirroredStrategy takes all GPUs of a process and offers no choice.
         raise UsageError(
-            f"replicas is {replicas}, but a multiworker process drives {f'its {gpus} GPU(s)' if gpus else 'one CPU'}; "
+            f"replicas is {replicas}, but a multiworker process drives its {gpus} GPU(s); "
             "drop --replicas and start more workers."
         )
     implementation = tf.distribute.experimental.CommunicationImplementation
-    return tf.distribute.MultiWorkerMirroredStrategy(
-        communication_options=tf.distribute.experimental.CommunicationOptions(
-            implementation=implementation.NCCL if gpus else implementation.RING
-        )
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=implementation.NCCL if gpus else implementation.RING
     )
+    with contextlib.nullcontext() if gpus else _taking_cpus(replicas or 1):
+        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+
+
+@contextlib.contextmanager
+def _taking_cpus(count: int) -> Iterator[None]:
+    """Let a MultiWorkerMirroredStrategy that is made here take `count` logical CPUs of its process, not just one.
+
+    This rehearses hosts with several GPUs: all else in the strategy counts its devices. The method is private; a test
+    with two processes of two replicas pins it, and `setup.cfg` bounds the TensorFlow version.
+    """
+    extended: Any = CollectiveAllReduceExtended
+    original = extended._initialize_local_devices
+
+    def first_cpus(_: object, __: object, worker_device: str) -> tuple[tuple[str, ...], str]:
+        return tuple(f"{worker_device}/device:CPU:{index}" for index in range(count)), "CPU"
+
+    extended._initialize_local_devices = first_cpus
+    try:
+        yield
+    finally:
+        extended._initialize_local_devices = original
 
 
 def _tpu_is_here() -> bool:

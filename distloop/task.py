@@ -10,31 +10,35 @@ import numpy as np
 import tensorflow as tf
 
 from distloop.config import RunConfig, UsageError
-from distloop.metrics import Mean
+from distloop.metrics import Metric
 from distloop.tasks import find
 
 Batch = dict[str, tf.Tensor]
 Source = tf.data.Dataset | Mapping[str, np.ndarray]
-StepFn = Callable[["State", Batch], Mapping[str, Mean]]
+_OWN_NAMES = ("step", "parts", "added", "averages")
+StepFn = Callable[["State", Batch], Mapping[str, Metric]]
 
 
 @final
 class State:
-    """Hold by name what a run trains and saves: Keras models, optimizers and `tf.Variable`s; adds `step` (int64).
+    """Hold by name what a run trains and saves: Keras models, optimizers, seed generators and variables; adds `step`.
 
         State(model=model, optimizer=keras.optimizers.Adam(1e-3))      # then state.model, state.optimizer
 
-    Make it inside `Task.build`. An optimizer that is not built yet is built over the only model's weights.
+    Make it inside `Task.build`. An optimizer that is not built yet is built over the only model's weights. `step` is an
+    int64 `tf.Variable`. `added` holds the variables that the run's settings need, by name; `averages`, the moving
+    averages of weights, as pairs (variable, average) by id of the variable.
     """
 
     def __init__(self, **parts: Any) -> None:
-        kinds = keras.Layer | keras.optimizers.Optimizer | tf.Variable | keras.Variable
+        kinds = keras.Layer | keras.optimizers.Optimizer | tf.Variable | keras.Variable | keras.random.SeedGenerator
         for name, part in parts.items():
-            if name in ("step", "parts") or not isinstance(part, kinds):
+            if name in _OWN_NAMES or not isinstance(part, kinds):
                 raise UsageError(
-                    f"State got {name}={type(part).__name__}; expected Keras models, optimizers or variables "
-                    "(and not the names 'step' and 'parts', which are its own)."
+                    f"State got {name}={type(part).__name__}; expected Keras models, optimizers, seed "
+                    f"generators or variables (and not the names {', '.join(_OWN_NAMES)}, which are its own)."
                 )
+        _check_scope(parts)
         models = {name: part for name, part in parts.items() if isinstance(part, keras.Layer)}
         for name, model in models.items():
             if not model.built:
@@ -52,6 +56,8 @@ class State:
                 (model,) = models.values()
                 part.build(model.trainable_variables)
         self.parts = parts
+        self.added: dict[str, tf.Variable] = {}
+        self.averages: dict[int, tuple[keras.Variable, tf.Variable]] = {}
         self.step = tf.Variable(tf.constant(0, tf.int64), trainable=False, name="step")
 
     def __getattr__(self, name: str) -> Any:
@@ -59,6 +65,16 @@ class State:
         if name in parts:
             return parts[name]
         raise AttributeError(f"this State holds {', '.join(parts)} and step, but no {name!r}")
+
+
+def _check_scope(parts: Mapping[str, Any]) -> None:
+    strategy = tf.distribute.get_strategy()
+    for name, variable in _variables_of(parts).items():
+        if not strategy.extended.variable_created_in_scope(variable):
+            raise UsageError(
+                f"the variable {name!r} was not made in the strategy's scope, so that replicas would not share it; "
+                "make models, optimizers and variables in the task's build function, not before."
+            )
 
 
 @dataclass(frozen=True)
@@ -83,15 +99,45 @@ class Task:
             raise UsageError("the task has one of eval_step and eval_data; give it both to evaluate, or none.")
 
 
-def check_replicas(state: State, replicas: int) -> None:
-    """Raise UsageError if `state` holds statistics that each of several replicas would keep for itself."""
-    for name, part in state.parts.items():
-        for layer in part._flatten_layers() if isinstance(part, keras.Layer) and replicas > 1 else ():
-            if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable and not layer.synchronized:
-                raise UsageError(
-                    f"the layer {layer.name!r} of {name!r} would keep other statistics on each of the {replicas} "
-                    "replicas, and a checkpoint those of the first; make it BatchNormalization(synchronized=True)."
-                )
+def named_variables(state: State) -> dict[str, tf.Variable]:
+    """Return every variable of `state` by a name that is the same in every run of the same code."""
+    return {"step": state.step, **state.added, **_variables_of(state.parts)}
+
+
+def _variables_of(parts: Mapping[str, Any]) -> dict[str, tf.Variable]:
+    variables: dict[str, Any] = {}
+    for part_name, part in parts.items():
+        if isinstance(part, tf.Variable | keras.Variable):
+            variables[part_name] = part
+            continue
+        # `.variables` of a model has its seed states too, which `.weights` and tf.train.Checkpoint leave out.
+        for variable in [part.state] if isinstance(part, keras.random.SeedGenerator) else part.variables:
+            name = f"{part_name}/{variable.path}"
+            if name in variables:
+                raise UsageError(f"two variables are named {name!r}; give the layers of {part_name!r} different names.")
+            variables[name] = variable
+    return {name: v.value if isinstance(v, keras.Variable) else v for name, v in variables.items()}
+
+
+def check_layers(state: State, *, replicas: int, jit_compile: bool) -> None:
+    """Raise UsageError if `state` holds a layer that cannot run on several replicas as asked for."""
+    layers = {
+        f"{layer.name!r} of {name!r}": layer
+        for name, part in state.parts.items()
+        if isinstance(part, keras.Layer) and replicas > 1
+        for layer in part._flatten_layers()
+    }
+    for name, layer in layers.items():
+        if getattr(layer, "stateful", False):
+            raise UsageError(
+                f"the layer {name} is stateful=True: its state belongs to the examples of one replica; "
+                "train it on one replica, or carry the state in the batch."
+            )
+        if jit_compile and getattr(layer, "synchronized", False):
+            raise UsageError(
+                f"the layer {name} is synchronized=True: it exchanges statistics between the {replicas} replicas in the "
+                "part that --jit_compile compiles; drop the flag, or synchronized=True."
+            )
 
 
 def load_task(name: str | None, config: RunConfig) -> Task:

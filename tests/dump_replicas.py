@@ -10,9 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from distloop import RunConfig, train
-from distloop.checkpoint import named_variables
 from distloop.cluster import from_tf_config
-from distloop.task import load_task
+from distloop.task import load_task, named_variables
 
 
 def main() -> None:

@@ -4,12 +4,13 @@ import pytest
 import tensorflow as tf
 
 from distloop import RunConfig, State
-from distloop.checkpoint import KEEP, Checkpointer, named_variables
+from distloop.checkpoint import KEEP, Checkpointer
 from distloop.config import UsageError
+from distloop.task import named_variables
 from tests import toy
 
 TASK = toy.make_task(RunConfig(seed=0))
-HOST = {"record": {"examples": 3}, "open_epoch": [[1.5, 2.0]]}
+HOST = {"record": {"examples": 3}, "open_epoch": [1.5, 2.0]}
 
 
 def trained(strategy, steps):

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from distloop import RunConfig, State, Task
 from distloop.config import UsageError
-from distloop.task import check_replicas, load_task
+from distloop.task import check_layers, load_task
 from distloop.tasks import find, names
 
 
@@ -31,7 +31,7 @@ def test_two_models_and_two_optimizers_need_no_other_concept():
 @pytest.mark.parametrize(
     ("parts", "sentence"),
     [
-        (lambda: dict(model=3), "State got model=int; expected Keras models, optimizers or variables"),
+        (lambda: dict(model=3), "State got model=int; expected Keras models, optimizers, seed generators or variables"),
         (lambda: dict(step=tf.Variable(0)), "State got step="),
         (lambda: dict(parts=model()), "State got parts="),
         (lambda: dict(model=keras.Sequential([keras.layers.Dense(1)])), "the model 'model' has no weights yet"),
@@ -49,14 +49,19 @@ def test_a_task_with_half_an_evaluation_is_refused():
         Task(lambda: State(), lambda state, batch: {}, lambda: {}, eval_data=lambda: {})
 
 
-def test_batch_normalization_that_replicas_would_keep_apart_is_refused():
-    inner = keras.Sequential([keras.Input([2]), keras.layers.BatchNormalization()])
+def test_a_layer_that_replicas_cannot_share_is_refused():
+    inner = keras.Sequential([keras.Input([2]), keras.layers.BatchNormalization(synchronized=True)])
     state = State(model=keras.Sequential([keras.Input([2]), inner, keras.layers.Dense(1)]))
-    check_replicas(state, 1)
-    with pytest.raises(UsageError, match=r"on each of the 2 replicas.*BatchNormalization\(synchronized=True\)"):
-        check_replicas(state, 2)
-    inner.layers[0].trainable = False
-    check_replicas(state, 2)
+    check_layers(state, replicas=2, jit_compile=False)
+    check_layers(state, replicas=1, jit_compile=True)
+    with pytest.raises(
+        UsageError, match=r"of 'model' is synchronized=True: .* in the part that --jit_compile compiles"
+    ):
+        check_layers(state, replicas=2, jit_compile=True)
+    lstm = keras.Sequential([keras.Input(batch_shape=[4, 3, 2]), keras.layers.LSTM(2, stateful=True)])
+    check_layers(State(net=lstm), replicas=1, jit_compile=False)
+    with pytest.raises(UsageError, match="of 'net' is stateful=True: its state belongs to the examples of one replica"):
+        check_layers(State(net=lstm), replicas=2, jit_compile=False)
 
 
 def test_a_missing_part_is_answered_with_those_that_are_there():

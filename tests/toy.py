@@ -5,9 +5,9 @@ import numpy as np
 import tensorflow as tf
 
 from distloop import RunConfig, State, Task, mean, minimize
-from distloop.checkpoint import named_variables
 from distloop.data import make_stream, per_replica_batches
 from distloop.steps import compile_steps
+from distloop.task import named_variables
 
 GENERATOR = np.random.default_rng(0)
 DATA = {"x": GENERATOR.normal(size=(10, 3)).astype(np.float32), "y": GENERATOR.normal(size=10).astype(np.float32)}

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distloop import Mean, RunConfig, State, Task, in_memory, load_tfds, mean, minimize
+from distloop import Metric, RunConfig, State, Task, in_memory, load_tfds, mean, minimize
 
 Batch = dict[str, tf.Tensor]
 
@@ -30,20 +30,20 @@ def make_task(config: RunConfig) -> Task:
         )
         return State(model=model, optimizer=keras.optimizers.Adam(config.learning_rate))
 
-    def predict_and_score(state: State, batch: Batch, *, training: bool) -> tuple[Any, dict[str, Mean]]:
+    def predict_and_score(state: State, batch: Batch, *, training: bool) -> tuple[Any, dict[str, Metric]]:
         images = tf.cast(batch["image"], tf.float32) / 255.0
         logits = state.model(images, training=training)
         losses = keras.losses.sparse_categorical_crossentropy(batch["label"], logits, from_logits=True)
         correct = keras.metrics.sparse_categorical_accuracy(batch["label"], logits)
         return losses, {"accuracy": mean(correct, batch["weight"])}
 
-    def train_step(state: State, batch: Batch) -> dict[str, Mean]:
-        def loss(batch: Batch) -> tuple[Any, dict[str, Mean]]:
+    def train_step(state: State, batch: Batch) -> dict[str, Metric]:
+        def loss(batch: Batch) -> tuple[Any, dict[str, Metric]]:
             return predict_and_score(state, batch, training=True)
 
         return minimize(loss, batch, state.optimizer, state.model.trainable_variables)
 
-    def eval_step(state: State, batch: Batch) -> dict[str, Mean]:
+    def eval_step(state: State, batch: Batch) -> dict[str, Metric]:
         losses, metrics = predict_and_score(state, batch, training=False)
         return {"loss": mean(losses, batch["weight"]), **metrics}
 

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distloop import Mean, RunConfig, State, Task, load_tfds, mean, minimize
+from distloop import Metric, RunConfig, State, Task, load_tfds, mean, minimize
 
 Batch = dict[str, tf.Tensor]
 
@@ -35,18 +35,18 @@ def make_task(config: RunConfig) -> Task:
         )
         return State(model=model, optimizer=keras.optimizers.Adam(config.learning_rate))
 
-    def accuracy(predictions: Any, batch: Batch) -> Mean:
+    def accuracy(predictions: Any, batch: Batch) -> Metric:
         return mean(keras.metrics.sparse_categorical_accuracy(batch["label"], predictions), batch["weight"])
 
-    def train_step(state: State, batch: Batch) -> dict[str, Mean]:
-        def loss(batch: Batch) -> tuple[Any, dict[str, Mean]]:
+    def train_step(state: State, batch: Batch) -> dict[str, Metric]:
+        def loss(batch: Batch) -> tuple[Any, dict[str, Metric]]:
             predictions = state.model(batch["image"], training=True)
             losses = keras.losses.sparse_categorical_crossentropy(batch["label"], predictions)
             return losses, {"accuracy": accuracy(predictions, batch)}
 
         return minimize(loss, batch, state.optimizer, state.model.trainable_variables)
 
-    def test_step(state: State, batch: Batch) -> dict[str, Mean]:
+    def test_step(state: State, batch: Batch) -> dict[str, Metric]:
         return {"accuracy": accuracy(state.model(batch["image"], training=False), batch)}
 
     return Task(

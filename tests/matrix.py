@@ -1,0 +1,125 @@
+"""Run the equivalence matrix and compare its columns; `python -m tests.matrix` writes docs/equivalence.md anew."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from tests import harness
+from tests.matrix_rows import BATCH, ROWS, STEPS
+
+REFERENCE = "one device"
+COLUMNS = {
+    "one device": (1, dict(strategy="one_device")),
+    "mirrored 2": (1, dict(strategy="mirrored", replicas=2)),
+    "mirrored 4": (1, dict(strategy="mirrored", replicas=4)),
+    "two processes": (2, dict(strategy="multiworker")),
+    "two processes of two replicas": (2, dict(strategy="multiworker", replicas=2)),
+}
+FLOAT32_TOLERANCE = 1e-5  # relative, after 20 steps
+LIMIT_SECS = 400  # for the rows of a column together
+PAGE = harness.ROOT / "docs/equivalence.md"
+
+
+def run_column(column, folder):
+    """Train every row in one column; return for each row what each worker holds: {row: [arrays of a worker]}."""
+    workers, settings = COLUMNS[column]
+    arguments = ["-m", "tests.run_matrix_column", str(folder), json.dumps(settings)]
+    ended = (
+        harness.run_workers(arguments, workers=workers, limit_secs=LIMIT_SECS)
+        if workers > 1
+        else [harness.run(*arguments, limit_secs=LIMIT_SECS)]
+    )
+    for code, out, err in ended:
+        assert code == 0, out[-2000:] + err[-6000:]
+    return {
+        row: [dict(np.load(folder / f"{number}.worker{worker}.npz")) for worker in range(workers)]
+        for number, row in enumerate(ROWS)
+    }
+
+
+def replicas_of(arrays):
+    return sorted({key.partition(":")[0] for key in arrays} - {"metric", "start"})
+
+
+def weights_of(arrays, replica):
+    """Return the weights, statistics and averages as one float64 vector."""
+    return _vector(arrays, replica, lambda part: part in ("model", "generator", "critic", "average"))
+
+
+def slots_of(arrays, replica):
+    """Return the optimizers' variables as one float64 vector."""
+    return _vector(arrays, replica, lambda part: "optimizer" in part or part in ("low", "high"))
+
+
+def _vector(arrays, replica, wanted):
+    names = [key for key in sorted(arrays) if key.startswith(f"{replica}:") and wanted(re.split("[:/]", key)[1])]
+    assert names
+    return np.concatenate([arrays[name].ravel().astype(np.float64) for name in names if "seed" not in name])
+
+
+def difference(row, workers, reference):
+    """Return the largest relative distance to the reference, over weights, slots, replicas, workers and step losses."""
+    (expected,) = reference
+    found = []
+    for arrays in workers:
+        for replica in replicas_of(arrays):
+            for vector in (weights_of, slots_of):
+                ours, theirs = vector(arrays, replica), vector(expected, "0")
+                found.append(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+        for key in (key for key in expected if key.startswith("metric:")):
+            found.append(np.max(np.abs(arrays[key] - expected[key])) / np.max(np.abs(expected[key]), initial=1e-30))
+    return max(found)
+
+
+def tolerance(row, reference):
+    """Return what may differ: 1e-5 for float32; for 16 bits, what their rounding can do along the path of the weights.
+
+    Each entry of a replica's gradient is rounded in 16 bits (relative error at most epsilon / 2 an operation; forward
+    and backward of two layers are a chain of 4 roundings), on both sides of the comparison: 4 epsilon. The errors of 20
+    steps add up at worst to that part of the length of the path, learning rate * gradient norm summed over the steps.
+    """
+    epsilon = ROWS[row].epsilon
+    if epsilon is None:
+        return FLOAT32_TOLERANCE
+    (expected,) = reference
+    path = 0.05 * expected["metric:gradient_norm"].sum()
+    return 4 * epsilon * path / np.linalg.norm(weights_of(expected, "0"))
+
+
+def write_page(table, tolerances):
+    """Write the measured differences as docs/equivalence.md."""
+    others = [column for column in COLUMNS if column != REFERENCE]
+    lines = [
+        "# The same numbers on every strategy",
+        "",
+        "Written by `python -m tests.matrix`; `tests/test_matrix.py` holds each cell to its tolerance. A cell is the",
+        f"largest relative difference to one device after {STEPS} steps with a global batch of {BATCH}: of the weights (and",
+        "their averages), of the optimizer's slots, and of the loss and metrics logged at each step, over all replicas and",
+        "all workers. Replicas and workers among themselves hold the same bits.",
+        "",
+        f"| row | tolerance | {' | '.join(others)} |",
+        f"| --- | --- |{' --- |' * len(others)}",
+    ]
+    for row in ROWS:
+        cells = " | ".join(f"{table[row][column]:.0e}" for column in others)
+        lines.append(f"| {row} | {tolerances[row]:.0e} | {cells} |")
+    PAGE.write_text("\n".join(lines) + "\n")
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {}
+        for number, column in enumerate(COLUMNS):
+            (Path(folder) / str(number)).mkdir()
+            runs[column] = run_column(column, Path(folder) / str(number))
+            print(f"{column}: done")
+    reference = runs[REFERENCE]
+    table = {row: {column: difference(row, runs[column][row], reference[row]) for column in COLUMNS} for row in ROWS}
+    write_page(table, {row: tolerance(row, reference[row]) for row in ROWS})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,181 @@
+"""Promise P8 for the step: what cannot work is answered with one sentence, before the first step, on any strategy."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from distloop import RunConfig, State, Task, mean, minimize
+from distloop.config import UsageError
+from distloop.data import make_stream
+from tests import toy
+
+TASK = toy.make_task(RunConfig())
+
+
+def refusal(strategy, train_step):
+    with pytest.raises(UsageError) as refused:
+        toy.compiled(strategy, dataclasses.replace(TASK, train_step=train_step))
+    return str(refused.value)
+
+
+def test_a_step_that_calls_strategy_run_is_refused(strategy):
+    def step(state, batch):
+        return tf.distribute.get_strategy().run(TASK.train_step, args=(state, batch))
+
+    assert "the step called a function of tf.distribute that belongs outside of it" in refusal(strategy, step)
+
+
+def test_a_step_that_calls_strategy_reduce_is_refused(strategy):
+    def step(state, batch):
+        metrics = TASK.train_step(state, batch)
+        tf.distribute.get_strategy().reduce("SUM", batch["weight"], axis=0)
+        return metrics
+
+    assert "the step called a function of tf.distribute that belongs outside of it" in refusal(strategy, step)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda state: tf.Variable(1.0, name="mine"),
+        lambda state: keras.Variable(1.0, name="mine"),
+        lambda state: keras.layers.Dense(3, name="mine")(tf.ones([2, 2])),
+        lambda state: keras.random.normal([2]),  # Keras's global seed generator
+    ],
+)
+def test_a_step_that_creates_a_variable_is_refused(strategy, make):
+    def step(state, batch):
+        make(state)
+        return TASK.train_step(state, batch)
+
+    assert "make layers, optimizers, seed generators and variables in the task's build" in refusal(strategy, step)
+
+
+def test_a_loss_that_creates_a_layer_is_refused(strategy):
+    def step(state, batch):
+        def loss(b):
+            hidden = keras.layers.Dense(3, name="mine")(b["x"])
+            return state.model(b["x"])[:, 0] + hidden[:, 0]
+
+        return minimize(loss, batch, state.optimizer, state.model.trainable_variables)
+
+    assert "make layers, optimizers, seed generators and variables in the task's build" in refusal(strategy, step)
+
+
+def test_an_optimizer_made_outside_the_scope_is_refused(mirrored):
+    optimizer = keras.optimizers.Adam()
+
+    def build():
+        state = TASK.build()
+        return State(model=state.model, optimizer=optimizer)
+
+    with (
+        mirrored.scope(),
+        pytest.raises(
+            UsageError, match=r"the variable 'optimizer/adam\w*/iteration' was not made in the strategy's scope"
+        ),
+    ):
+        build()
+
+
+def test_a_model_made_outside_the_scope_is_refused(mirrored):
+    model = TASK.build().model
+    with (
+        mirrored.scope(),
+        pytest.raises(UsageError, match="the variable 'model/net/dense.*' was not made in the strategy's scope"),
+    ):
+        State(model=model)
+
+
+def test_an_optimizer_of_other_variables_is_refused(strategy):
+    def build():
+        state = TASK.build()
+        other = keras.optimizers.SGD(0.1)
+        other.build([keras.Variable(1.0)])
+        return State(model=state.model, optimizer=other)
+
+    with pytest.raises(UsageError, match=r"the optimizer was built for other variables than 'net/dense\w*/kernel'"):
+        toy.compiled(strategy, dataclasses.replace(TASK, build=build))
+
+
+def test_a_loss_of_none_of_the_variables_is_refused(strategy):
+    def step(state, batch):
+        return minimize(lambda b: tf.square(b["y"]), batch, state.optimizer, state.model.trainable_variables)
+
+    assert "the loss depends on none of the variables given to minimize" in refusal(strategy, step)
+
+
+def test_a_keras_metric_updated_in_the_loss_is_refused(strategy):
+    def build():
+        return State(**TASK.build().parts)
+
+    metric = []
+
+    def step(state, batch):
+        def loss(b):
+            metric[0].update_state(b["y"])
+            return tf.square(state.model(b["x"])[:, 0] - b["y"])
+
+        return minimize(loss, batch, state.optimizer, state.model.trainable_variables)
+
+    with strategy.scope():
+        metric.append(keras.metrics.Mean(name="y"))
+    task = Task(build, step, TASK.train_data)
+    with pytest.raises(UsageError, match=r"updated the Keras metric .*return it instead, as keras_metric\("):
+        toy.compiled(strategy, task)
+
+
+def test_two_losses_of_one_step_must_have_names(strategy):
+    def step(state, batch):
+        first = TASK.train_step(state, batch)
+        return {**first, **TASK.train_step(state, batch)}
+
+    assert 'the step calls minimize twice without names: give each a name="..."' in refusal(strategy, step)
+
+
+@pytest.mark.parametrize("settings", [dict(clipnorm=1.0), dict(use_ema=True), dict(gradient_accumulation_steps=2)])
+def test_an_optimizer_with_settings_of_its_own_is_refused_by_minimize_too(settings):
+    def build():
+        return State(model=TASK.build().model, optimizer=keras.optimizers.Adam(0.1, **settings))
+
+    with pytest.raises(UsageError, match="which Keras applies to the gradients of one replica"):
+        toy.compiled(tf.distribute.get_strategy(), dataclasses.replace(TASK, build=build))
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [{"x": np.zeros(3)}, {"x": np.zeros(4)}],
+        [{"x": np.zeros(3)}, {"y": np.zeros(3)}],
+    ],
+)
+def test_batches_of_different_structures_are_refused_before_the_first_step(batches):
+    def examples():
+        yield from batches
+
+    source = tf.data.Dataset.from_generator(examples, output_signature={"x": tf.TensorSpec([None], tf.float64)})
+    with pytest.raises(UsageError, match="expected single examples of one fixed shape"):
+        make_stream(source.apply(tf.data.experimental.assert_cardinality(2)), name="data", global_batch_size=2, seed=0)
+
+
+def test_a_batch_whose_structure_changes_between_calls_stops_with_a_sentence(strategy):
+    def examples():
+        for number in range(20):
+            yield {"x": np.zeros(3, np.float32), "y": np.float32(0)} if number < 6 else {"x": np.zeros(3, np.float32)}
+
+    signature = {"x": tf.TensorSpec([3], tf.float32), "y": tf.TensorSpec([], tf.float32)}
+    source = tf.data.Dataset.from_generator(examples, output_signature=signature)
+    source = source.apply(tf.data.experimental.assert_cardinality(20))
+    _, _, call = toy.compiled(strategy, dataclasses.replace(TASK, train_data=lambda: source))
+    with pytest.raises(UsageError, match="the data stopped with .* every example must have the structure"):
+        call(5)
+
+
+def test_what_a_metric_returned_besides_is_still_checked(strategy):
+    def step(state, batch):
+        return {**TASK.train_step(state, batch), "y": mean(batch["y"], tf.ones([3]))}
+
+    assert "expected one value and one weight an example" in refusal(strategy, step)
