@@ -5,7 +5,7 @@ So it can be compiled, run in micro-batches, and thrown away when the step is sk
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import keras
 import tensorflow as tf
@@ -31,19 +31,24 @@ class LocalResult:
     values: list[tf.Tensor]  # their new values
 
 
-class _Recording(keras.StatelessScope):
-    """Keep what layers write instead of writing it, and remember which variables these are."""
+@final
+class PureScope(keras.StatelessScope):
+    """Let layers read `values` in place of their variables, and keep what they write instead of writing it.
 
-    def __init__(self, values: Sequence[tuple[keras.Variable, tf.Tensor]]) -> None:
+    `written` are the variables that were given or written, by id; `state_mapping` has their values.
+    """
+
+    def __init__(self, values: Sequence[tuple[keras.Variable, Any]]) -> None:
         super().__init__(state_mapping=values, collect_losses=True)
         self.written = {id(variable): variable for variable, _ in values}
 
     def add_update(self, update: tuple[keras.Variable, tf.Tensor]) -> None:
+        """Keep a variable's new value."""
         super().add_update(update)
         self.written[id(update[0])] = update[0]
 
     def get_current_value(self, variable: keras.Variable) -> Any:
-        # Keras's own returns None for what is not in the mapping, which `model.losses` would pass to regularizers.
+        """Return what a variable reads as; Keras's own method returns None to `model.losses` for unmapped ones."""
         value = super().get_current_value(variable)
         return variable._value if value is None else value
 
@@ -65,15 +70,14 @@ def local_result(
     trace: list[LocalResult] = []
 
     def run(batch: Batch, factor: tf.Tensor | None) -> tuple[list[Gradient], tf.Tensor, list[tf.Tensor]]:
-        total = None
-        for part in _split(batch, micro_batches):
-            if total is not None:
-                # One after another, or all micro-batches would be in memory together.
-                with tf.control_dependencies([total.sums, *_tensors(total.gradients)]):
-                    part = {name: tf.identity(value) for name, value in part.items()}
-            carried = [] if total is None else list(zip(total.written, total.values, strict=True))
-            result = _one_micro_batch(loss_fn, part, variables, penalty, factor, carried)
-            total = result if total is None else _add(total, result)
+        first, *rest = _split(batch, micro_batches)
+        total = _one_micro_batch(loss_fn, first, variables, penalty, factor, [])
+        for part in rest:
+            # One after another, or all micro-batches would be in memory together.
+            with tf.control_dependencies([total.sums, *_tensors(total.gradients)]):
+                part = {name: tf.identity(value) for name, value in part.items()}
+            carried = list(zip(total.written, total.values, strict=True))
+            total = _add(total, _one_micro_batch(loss_fn, part, variables, penalty, factor, carried))
         trace.append(total)
         return total.gradients, total.sums, total.values
 
@@ -101,7 +105,7 @@ def _one_micro_batch(
     factor: tf.Tensor | None,
     carried: list[tuple[keras.Variable, tf.Tensor]],
 ) -> LocalResult:
-    with tf.GradientTape() as tape, _Recording(carried) as scope:
+    with tf.GradientTape() as tape, PureScope(carried) as scope:
         result = loss_fn(batch)
         losses, extra = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
         total, count = _as_mean(losses, batch["weight"]).parts
@@ -132,7 +136,7 @@ def _one_micro_batch(
 
 
 def _split(batch: Batch, parts: int) -> list[Batch]:
-    size = batch["weight"].shape[0] // parts
+    size = (batch["weight"].shape[0] or 0) // parts
     return [{name: value[i * size : (i + 1) * size] for name, value in batch.items()} for i in range(parts)]
 
 
@@ -146,7 +150,7 @@ def _add_gradients(one: Gradient, other: Gradient) -> Gradient:
         return tf.IndexedSlices(
             tf.concat([one.values, other.values], 0), tf.concat([one.indices, other.indices], 0), one.dense_shape
         )
-    return one + other
+    return tf.convert_to_tensor(one) + tf.convert_to_tensor(other)
 
 
 def _tensors(gradients: Sequence[Gradient]) -> list[tf.Tensor]:

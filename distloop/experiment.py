@@ -124,6 +124,8 @@ def _set_up(task: Task | str | None, config: RunConfig, folder: Path, workers: c
     strategy_name = strategies.choose(config.strategy, cluster=workers, replicas=config.replicas)
     strategy = strategies.make_strategy(strategy_name, cluster=workers, replicas=config.replicas)
     _check_batch_size(config, strategy.num_replicas_in_sync)
+    if strategy_name == "tpu" and config.precision == "mixed_float16":
+        raise UsageError("precision is mixed_float16, but TPUs compute in bfloat16; use --precision=mixed_bfloat16.")
     if not isinstance(task, Task):
         # User code comes after the strategy: an operation at import would make collectives impossible.
         task = load_task(task, config)

@@ -49,17 +49,11 @@ def minimize(
     What layers write in `loss_fn` (statistics, seeds) is agreed on by the replicas: the mean over those with examples.
     Raises UsageError on a loss that is already reduced, on variables that are not Keras's, and if none has a gradient.
     """
-    check_optimizer(optimizer)
-    if not all(isinstance(variable, keras.Variable) for variable in variables):
-        raise UsageError(
-            "minimize got variables that are not Keras variables; Keras optimizers update the weights of layers and "
-            "keras.Variable, not tf.Variable."
-        )
-    _check_name(name)
+    _check_call(optimizer, variables, name)
     rule = rule_of(optimizer)
     scale = None if rule.loss_scale is None else rule.loss_scale.scale.read_value()
     # Near the mean loss, which 16 bits hold better than the sum over the batch.
-    factor = None if scale is None else scale / batch["weight"].shape[0]
+    factor = None if scale is None else scale / float(batch["weight"].shape[0] or 1)
     local = local_result(
         loss_fn,
         batch,
@@ -72,18 +66,8 @@ def minimize(
     gradients, sums, values = _reduce(local)
     count = sums[1]  # the loss comes first: total, count
     inverse = tf.math.divide_no_nan(1.0, count if factor is None else count * factor)
-    gradients = [_multiply(_sum_repeated_rows(g), inverse) for g in gradients]
-    finite = all_finite(gradients) if scale is not None else None
-
-    if finite is not None:
-        sums = tf.where(finite, sums, 0.0)  # a skipped step counts nowhere
-    metrics = unpack(sums, local.metrics)
-    gradients, norm = _decide(gradients, local.variables, rule, transform)
-    if norm is not None:
-        metrics["gradient_norm"] = _same_on_all(norm, finite)
-    if scale is not None and finite is not None:
-        metrics["loss_scale"] = _same_on_all(scale)
-        metrics["skipped_steps"] = Metric((tf.cast(tf.logical_not(finite), tf.float32),), float, reduced=True)
+    reduced = [_multiply(_sum_repeated_rows(g), inverse) for g in gradients]
+    gradients, norm = _decide(reduced, local.variables, rule, transform)
 
     def commit(gradients: list[Gradient], values: list[tf.Tensor]) -> None:
         for variable, value in zip(local.written, values, strict=True):
@@ -91,12 +75,19 @@ def minimize(
         _apply(optimizer, gradients, local.variables)
         update_averages(local.variables, rule)
 
-    if finite is None:
+    if rule.loss_scale is None or scale is None:
         commit(gradients, values)
+        metrics = unpack(sums, local.metrics)
+        own = {} if norm is None else {"gradient_norm": _same_on_all(norm)}
     else:
+        finite = all_finite(reduced)
         _run_if(finite, commit, gradients, values)
         rule.loss_scale.update(finite)
-    return metrics if name is None else {f"{name}_{key}": metric for key, metric in metrics.items()}
+        metrics = unpack(tf.where(finite, sums, 0.0), local.metrics)  # a skipped step counts nowhere
+        skipped = Metric((tf.cast(tf.logical_not(finite), tf.float32),), float, reduced=True)
+        own = {} if norm is None else {"gradient_norm": _same_on_all(norm, counted=finite)}
+        own |= {"loss_scale": _same_on_all(scale), "skipped_steps": skipped}
+    return {key if name is None else f"{name}_{key}": metric for key, metric in (metrics | own).items()}
 
 
 @contextlib.contextmanager
@@ -109,7 +100,13 @@ def one_step() -> Iterator[None]:
         _unnamed_calls.reset(token)
 
 
-def _check_name(name: str | None) -> None:
+def _check_call(optimizer: object, variables: Sequence[object], name: str | None) -> None:
+    check_optimizer(optimizer)
+    if not all(isinstance(variable, keras.Variable) for variable in variables):
+        raise UsageError(
+            "minimize got variables that are not Keras variables; Keras optimizers update the weights of layers and "
+            "keras.Variable, not tf.Variable."
+        )
     calls = _unnamed_calls.get()
     if name is None and calls is not None:
         if calls:
@@ -147,18 +144,18 @@ def _decide(
     if not wants_norm and transform is None and clips == (None, None, None):
         return gradients, None
     # The rows of a sparse gradient may repeat: only their sum has the right norm.
-    gradients = [tf.convert_to_tensor(g) for g in gradients]
-    norm = tf.linalg.global_norm(gradients) if wants_norm else None
-    gradients = clip(gradients, rule, norm)
+    dense = [tf.convert_to_tensor(g) for g in gradients]
+    norm = tf.linalg.global_norm(dense) if wants_norm else None
+    dense = clip(dense, rule, norm)
     if transform is not None:
-        shapes = [g.shape for g in gradients]
-        gradients = [tf.convert_to_tensor(g) for g in transform(gradients, variables)]
-        if [g.shape for g in gradients] != shapes:
+        shapes = [g.shape for g in dense]
+        dense = [tf.convert_to_tensor(g) for g in transform(dense, variables)]
+        if [g.shape for g in dense] != shapes:
             raise UsageError(
-                f"transform returned {len(gradients)} gradients of shapes {[g.shape.as_list() for g in gradients]}; "
+                f"transform returned {len(dense)} gradients of shapes {[g.shape.as_list() for g in dense]}; "
                 f"expected one for each of the {len(shapes)} variables, of its shape."
             )
-    return gradients, norm
+    return [*dense], norm
 
 
 def _run_if(finite: tf.Tensor, commit: Callable[..., None], *arguments: Any) -> None:
@@ -194,7 +191,7 @@ def _apply(
         ) from error
 
 
-def _same_on_all(value: tf.Tensor, counted: tf.Tensor | None = None) -> Metric:
+def _same_on_all(value: tf.Tensor, *, counted: tf.Tensor | None = None) -> Metric:
     """Return a metric of a value that every replica holds; its mean is over steps, those `counted` if given."""
     count = tf.constant(1.0) if counted is None else tf.cast(counted, tf.float32)
     return Metric((tf.where(count > 0, value, 0.0), count), divide, reduced=True)

@@ -34,8 +34,8 @@ def stop_if_not_finite(state: State, *, every: int) -> Callable[[Progress], None
             skipped = -int(streak.numpy())
             if skipped >= MAX_SKIPPED_IN_A_ROW:
                 raise NotFiniteError(
-                    f"the optimizer {name.split('/')[1]!r} skipped the last {skipped} steps: its gradients are not finite "
-                    f"at any loss scale. {_ADVICE}"
+                    f"the optimizer {name.split('/')[1]!r} skipped the last {skipped} steps: its gradients are not "
+                    f"finite at any loss scale. {_ADVICE}"
                 )
 
     return act

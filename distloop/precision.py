@@ -28,10 +28,10 @@ class LossScale:
     def __init__(self, scaling: Scaling) -> None:
         self.scaling = scaling
         # Updated by every replica for itself, from reduced gradients: all do the same.
-        self.scale = tf.Variable(scaling.initial, trainable=False, dtype=tf.float32)
+        self.scale = tf.Variable(tf.constant(scaling.initial, tf.float32), trainable=False)
         # Steps in a row without overflow since the scale last changed; below 0, skipped steps in a row.
-        self.streak = tf.Variable(0, trainable=False, dtype=tf.int64)
-        self.skipped = tf.Variable(0, trainable=False, dtype=tf.int64)
+        self.streak = tf.Variable(tf.constant(0, tf.int64), trainable=False)
+        self.skipped = tf.Variable(tf.constant(0, tf.int64), trainable=False)
 
     @property
     def variables(self) -> dict[str, tf.Variable]:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from distloop import metrics as metrics_lib
+from distloop.backward import PureScope
 from distloop.config import UsageError
 from distloop.gradients import one_step
 from distloop.metrics import Metric
@@ -82,7 +82,8 @@ def compile_steps(
         rows = tf.TensorArray(tf.float64, size=num_steps)
         start = (tf.constant(0), tf.constant(0.0, tf.float64), rows, tf.constant(-1))
         # The length of the sums is known once the step is traced: they start as a scalar 0.
-        shapes = (tf.TensorShape([]), tf.TensorShape(None), tf.TensorShape(None), tf.TensorShape([]))
+        scalar, unknown = tf.TensorShape([]), tf.TensorShape(None)  # pyright: ignore[reportArgumentType] (stub)
+        shapes = (scalar, unknown, unknown, scalar)
         _, sums, rows, first_bad = tf.while_loop(lambda i, *_: i < num_steps, one_step, start, shapes)
         return sums, rows.concat(), first_bad
 
@@ -95,8 +96,8 @@ def compile_steps(
 def separate_seeds(strategy: tf.distribute.Strategy, state: State) -> None:
     """Give each replica seeds of its own, so that dropout masks differ. Cross-replica context, after a restore.
 
-    Keras starts all replicas with the same seed. A checkpoint holds the seeds of the first replica, which are those that
-    Keras chose, so that a run repeats and resumes on any number of replicas.
+    Keras starts all replicas with the same seed. A checkpoint holds the seeds of the first replica, which are those
+    that Keras chose, so that a run repeats and resumes on any number of replicas.
     """
     seeds = [v for name, v in named_variables(state).items() if name.endswith("seed_generator_state")]
 
@@ -119,11 +120,7 @@ def _train_step(step_fn: StepFn, state: State, batch: Batch) -> dict[str, Metric
 
 
 def _eval_step(step_fn: StepFn, state: State, batch: Batch) -> dict[str, Metric]:
-    with (
-        keras.StatelessScope([(variable, average) for variable, average in state.averages.values()])
-        if (state.averages)
-        else contextlib.nullcontext()
-    ):
+    with PureScope(list(state.averages.values())) if state.averages else contextlib.nullcontext():
         metrics = _call_user(step_fn, state, batch)
     return {**metrics, COUNTED: Metric((tf.reduce_sum(batch["weight"]),), float)}
 

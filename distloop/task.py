@@ -135,8 +135,8 @@ def check_layers(state: State, *, replicas: int, jit_compile: bool) -> None:
             )
         if jit_compile and getattr(layer, "synchronized", False):
             raise UsageError(
-                f"the layer {name} is synchronized=True: it exchanges statistics between the {replicas} replicas in the "
-                "part that --jit_compile compiles; drop the flag, or synchronized=True."
+                f"the layer {name} is synchronized=True: it exchanges statistics between the {replicas} replicas "
+                "in the part that --jit_compile compiles; drop the flag, or synchronized=True."
             )
 
 

@@ -36,7 +36,7 @@ class UpdateRule:
     micro_batches: int = 1
     jit_compile: bool = False
     loss_scale: LossScale | None = None
-    ema_momentum: float | None = None
+    ema_momentum: float = 0.0
     averages: Mapping[int, tf.Variable] = field(default_factory=dict)  # by id of the variable
 
 
@@ -91,7 +91,7 @@ def prepare(state: State, config: RunConfig) -> None:
             micro_batches=config.micro_batches,
             jit_compile=config.jit_compile,
             loss_scale=loss_scale,
-            ema_momentum=config.ema_momentum,
+            ema_momentum=config.ema_momentum or 0.0,
             averages={key: average for key, (_, average) in state.averages.items()},
         )
         set_rule(optimizer, rule)

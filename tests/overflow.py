@@ -98,7 +98,7 @@ def run(strategy, case, bad_replica):
         calls = [compiled(step, 0)] * BAD_STEP
         calls += [compiled(rest_of_step, BAD_STEP)] if rest_of_step else [None]
         calls += [compiled(step, BAD_STEP + 1)] * (STEPS - BAD_STEP - 1)
-    snapshots = []
+    snapshots, sums = [], None
     for call in calls:
         if call is not None:
             sums = call(1).sums

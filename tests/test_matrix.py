@@ -104,6 +104,11 @@ def test_accumulation_is_the_step_over_the_whole_batch(reference, parts):
     assert np.linalg.norm(accumulated - one) <= 1e-6 * np.linalg.norm(one)
 
 
+def test_jit_compile_changes_no_number_by_more_than_1e_5(reference):
+    compiled, plain = (reference[row] for row in ("jit_compile", "accumulation 1"))
+    assert difference("jit_compile", compiled, plain) <= 1e-5
+
+
 def test_clip_norm_1_of_gradients_3_and_6_moves_by_1_a_step(reference, column):
     for arrays in (*reference["clip norm 1 of 3 and 6"], *column["clip norm 1 of 3 and 6"]):
         for replica in replicas_of(arrays):

@@ -85,7 +85,7 @@ def test_a_model_made_outside_the_scope_is_refused(mirrored):
     model = TASK.build().model
     with (
         mirrored.scope(),
-        pytest.raises(UsageError, match="the variable 'model/net/dense.*' was not made in the strategy's scope"),
+        pytest.raises(UsageError, match=r"the variable 'model/net/dense.*' was not made in the strategy's scope"),
     ):
         State(model=model)
 
@@ -170,7 +170,7 @@ def test_a_batch_whose_structure_changes_between_calls_stops_with_a_sentence(str
     source = tf.data.Dataset.from_generator(examples, output_signature=signature)
     source = source.apply(tf.data.experimental.assert_cardinality(20))
     _, _, call = toy.compiled(strategy, dataclasses.replace(TASK, train_data=lambda: source))
-    with pytest.raises(UsageError, match="the data stopped with .* every example must have the structure"):
+    with pytest.raises(UsageError, match=r"the data stopped with .* every example must have the structure"):
         call(5)
 
 

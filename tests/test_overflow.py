@@ -37,7 +37,8 @@ def check(snapshots, reference, case):
             # A power of two as the scale changes no bit but where 16 bits underflow.
             np.testing.assert_allclose(value, reference[step][key], rtol=1e-4, atol=1e-6, err_msg=f"{step} {key}")
     moved = [key for key in after if "/iteration" in key and f":{owner}/" in key]
-    assert moved and all(snapshots[-1][key] == STEPS - 1 for key in moved)
+    assert moved
+    assert all(snapshots[-1][key] == STEPS - 1 for key in moved)
 
 
 @pytest.fixture(scope="module", params=["plain", "gan"])

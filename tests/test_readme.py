@@ -4,10 +4,13 @@ import re
 import shlex
 from dataclasses import fields
 
+import keras
+import numpy as np
 import pytest
 
+from distloop import State, Task
 from distloop.config import RunConfig
-from tests import harness
+from tests import harness, toy
 
 README = (harness.ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
@@ -27,31 +30,76 @@ def test_the_flags_table_lists_every_flag_and_its_default():
     assert set(table) == {setting.name for setting in fields(RunConfig)}
     for setting in fields(RunConfig):
         if setting.default is not None:
-            assert str(setting.default) in table[setting.name], setting.name
+            shown = "off" if setting.default is False else str(setting.default)
+            assert shown.removesuffix(".0") in table[setting.name], setting.name
 
 
-def test_the_step_function_trains(tmp_path):
-    import keras
-    import numpy as np
-    import tensorflow as tf
-
-    from distloop import State, Task
-    from tests import toy
-
-    (source,) = [block for language, block in BLOCKS if language == "python" and block.startswith("import keras")]
+def steps_of_readme():
+    """Return the README's step functions by name."""
     names = {}
-    exec(compile(source, "README.md", "exec"), names)
+    for language, block in BLOCKS:
+        if language == "python" and "_step(state, batch):" in block and "def make_task" not in block:
+            exec(compile(block, "README.md", "exec"), names)
+    return names
 
+
+def dense(units, inputs):
+    return keras.Sequential(
+        [keras.Input([inputs]), keras.layers.Dense(8, activation="tanh"), keras.layers.Dense(units)]
+    )
+
+
+def test_the_step_function_trains(strategy):
     def build():
-        return State(
-            model=keras.Sequential([keras.Input([4]), keras.layers.Dense(2)]), optimizer=keras.optimizers.SGD(0.1)
-        )
+        return State(model=dense(2, 4), optimizer=keras.optimizers.SGD(0.5))
 
     data = {"image": np.eye(4, dtype=np.float32), "label": np.array([0, 1, 1, 0])}
-    _, _, call = toy.compiled(tf.distribute.get_strategy(), Task(build, names["train_step"], lambda: data))
-    rows = call(100)
+    _, _, call = toy.compiled(strategy, Task(build, steps_of_readme()["train_step"], lambda: data))
+    first = call(1).sums[0]
+    call(99)
     assert list(call.metrics) == ["loss", "accuracy"]
-    assert rows[-1, 0, 0] < 0.5 * rows[0, 0, 0]
+    assert call(1).sums[0] < 0.5 * first
+
+
+def test_the_language_step_divides_by_its_tokens(strategy):
+    def build():
+        layers = [keras.Input([4], dtype="int32"), keras.layers.Embedding(5, 8), keras.layers.Dense(5)]
+        return State(model=keras.Sequential(layers), optimizer=keras.optimizers.Adam(0.05))
+
+    tokens = np.arange(20).reshape([4, 5]) % 5
+    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 0, 0]], np.float32)
+    task = Task(build, steps_of_readme()["language_step"], lambda: {"tokens": tokens, "mask": mask})
+    _, _, call = toy.compiled(strategy, task)
+    first = call(1).sums
+    assert first[1] == mask[:, 1:].sum()
+    call(99)
+    assert call(1).sums[0] < 0.5 * first[0]
+
+
+def test_the_gan_step_trains_both_models(strategy):
+    def build():
+        generator, critic = dense(3, 16), dense(1, 3)
+        optimizers = keras.optimizers.Adam(0.01), keras.optimizers.Adam(0.01)
+        optimizers[0].build(critic.trainable_variables)
+        optimizers[1].build(generator.trainable_variables)
+        return State(
+            generator=generator,
+            critic=critic,
+            critic_optimizer=optimizers[0],
+            generator_optimizer=optimizers[1],
+            noise=keras.random.SeedGenerator(1),
+        )
+
+    data = {"x": np.ones([8, 3], np.float32)}
+    state, _, call = toy.compiled(strategy, Task(build, steps_of_readme()["gan_step"], lambda: data))
+    before = toy.to_numpy(state)
+    call(20)
+    assert list(call.metrics) == ["critic_loss", "generator_loss"]
+    assert int(state.generator_optimizer.iterations.numpy()) == int(state.critic_optimizer.iterations.numpy()) == 20
+    for name, value in toy.to_numpy(state).items():
+        if name.startswith(("generator/", "critic/")):
+            assert np.isfinite(value).all(), name
+            assert (value != before[name]).any(), name
 
 
 def test_the_results_are_those_of_the_records():
