@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from distloop import RunConfig, State, UsageError, evaluate, train
 from tests import toy
@@ -110,3 +112,59 @@ def test_a_build_that_returns_no_state_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"build returned NoneType; expected a distloop\.State"):
         train(task, config(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resumed_run_has_the_same_bits_with_loss_scale_averages_and_dropout(tmp_path):
+    settings = config(
+        tmp_path,
+        precision="mixed_float16",
+        initial_loss_scale=2.0**24,  # overflows at first, so that skipped steps are inside
+        loss_scale_growth_steps=3,
+        ema_momentum=0.9,
+        micro_batches=2,
+        clip_global_norm=1.0,
+        checkpoint_every_steps=2,
+    )
+
+    def last_checkpoint():
+        folder = max((tmp_path / "run/checkpoints").iterdir())
+        reader = tf.train.load_checkpoint(str(folder / "state"))
+        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+
+    summary = train(toy.make_task(settings), settings)
+    whole, lines = last_checkpoint(), (tmp_path / "run/metrics.jsonl").read_text()
+    assert whole["loss_scale/optimizer/skipped"] > 0
+    assert any(name.startswith("average/model/") for name in whole)
+    shutil.rmtree(max((tmp_path / "run/checkpoints").iterdir()))
+    (tmp_path / "run/summary.json").unlink()  # as if killed after the last checkpoint but one
+    again = train(toy.make_task(settings), settings)
+    assert again["eval"] == summary["eval"]
+    assert again["train"] == summary["train"]
+    resumed = last_checkpoint()
+    assert set(resumed) == set(whole)
+    for name, value in whole.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+
+    def without_times(text):
+        return [
+            {key: value for key, value in json.loads(line).items() if key != "examples_per_second"}
+            for line in text.splitlines()
+        ]
+
+    assert without_times((tmp_path / "run/metrics.jsonl").read_text()) == without_times(lines)
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated(tmp_path):
+    settings = config(tmp_path, ema_momentum=0.5, train_steps=1, epochs=None)
+    task, states = toy.make_task(settings), []
+
+    def build():
+        states.append(task.build())
+        return states[0]
+
+    summary = train(dataclasses.replace(task, build=build), settings)
+    (state,) = states
+    for variable, average in state.averages.values():
+        variable.assign(average)  # as evaluation has seen it
+    errors = state.model.predict(toy.DATA["x"], verbose=0)[:, 0] - toy.DATA["y"]
+    assert summary["eval"]["loss"] == pytest.approx(np.mean(errors**2), rel=1e-5)

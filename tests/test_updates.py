@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from distloop import RunConfig, State, minimize
+from distloop import RunConfig, State, mean, minimize
 from distloop.config import UsageError
+from distloop.metrics import reduce
 from distloop.updates import UpdateRule, check_optimizer, prepare, set_rule
 from tests.shared_step import collectives, run_step
 
@@ -203,3 +204,36 @@ def test_the_loss_scale_and_the_finite_test_add_no_reduction(mirrored):
         return minimize(lambda b: state.model(b["x"])[:, 0], batch, state.optimizer, model.trainable_variables)
 
     assert collectives(mirrored, step, {"x": np.ones([8, 2], np.float32)}) == ["CollectiveReduceV2"] * 2
+
+
+@pytest.mark.parametrize(
+    ("layers", "more"),
+    [
+        (lambda: [keras.layers.BatchNormalization(synchronized=True)], ["CollectiveReduceV2"] * 3),
+        (lambda: [keras.layers.Embedding(3, 2), keras.layers.Flatten()], ["CollectiveGatherV2"] * 5),
+    ],
+)
+def test_what_adds_collectives_adds_what_the_design_page_says(mirrored, layers, more):
+    with mirrored.scope():
+        model = keras.Sequential([keras.Input([2]), *layers(), keras.layers.Dense(1)])
+        state = State(model=model, optimizer=keras.optimizers.Adam(0.1))
+
+    def step(batch):
+        variables = state.model.trainable_variables
+        return minimize(lambda b: state.model(b["x"], training=True)[:, 0], batch, state.optimizer, variables)
+
+    found = collectives(mirrored, step, {"x": np.ones([8, 2], np.float32)})
+    assert sorted(found) == sorted([*more, "CollectiveReduceV2"] * 2)
+
+
+def test_metrics_beside_minimize_share_one_more_reduction(mirrored):
+    with mirrored.scope():
+        state = weights(mirrored)
+
+    def step(batch):
+        variables = state.layer.trainable_variables
+        metrics = minimize(lambda b: state.layer(b["x"])[:, 0], batch, state.optimizer, variables)
+        beside = {name: mean(batch["x"][:, 0], batch["weight"]) for name in ("one", "two")}
+        return reduce({**metrics, **beside})
+
+    assert collectives(mirrored, step, {"x": GRADIENTS}) == ["CollectiveReduceV2"] * 4

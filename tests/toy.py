@@ -21,7 +21,7 @@ def make_task(config: RunConfig) -> Task:
         return State(model=model, optimizer=keras.optimizers.Adam(config.learning_rate))
 
     def losses(state, batch, training):
-        return tf.square(state.model(batch["x"], training=training)[:, 0] - batch["y"])
+        return tf.square(tf.cast(state.model(batch["x"], training=training)[:, 0], tf.float32) - batch["y"])
 
     def train_step(state, batch):
         return minimize(
