@@ -4,6 +4,7 @@ Step s of the run takes the same global batch on every strategy: its examples ar
 last batch of an epoch is filled up with copies of an example whose weight is 0, so every batch has one shape.
 """
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,22 @@ def make_stream(source: Source, *, name: str, global_batch_size: int, seed: int 
     if num_examples == 0:
         raise UsageError(f"{name} has no examples; expected at least one: check its filters, its folder and its split.")
     return Stream(source, num_examples, global_batch_size, seed)
+
+
+def describe(stream: Stream) -> dict[str, str]:
+    """Return what workers compare before they train: how many examples, and each feature's type, shape and checksum.
+
+    The checksum is of up to 1,000 rows of an array; a `tf.data` source is not read for it.
+    """
+    described = {"examples": f"{stream.num_examples:,}"}
+    if isinstance(stream.source, tf.data.Dataset):
+        return described | {
+            name: f"{spec.dtype.name} {spec.shape}" for name, spec in stream.source.element_spec.items()
+        }
+    for name, array in stream.source.items():
+        rows = np.asarray(array)[:: -(-stream.num_examples // 1000)]
+        described[name] = f"{rows.dtype} {rows.shape[1:]} crc {zlib.crc32(np.ascontiguousarray(rows).tobytes()):08x}"
+    return described
 
 
 def in_memory(dataset: tf.data.Dataset) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from distloop import actions, cluster, preflight, runtime, strategies, workdir
 from distloop.checkpoint import Checkpointer
 from distloop.config import RunConfig, UsageError
 from distloop.console import Display
-from distloop.data import Stream, make_stream, per_replica_batches
+from distloop.data import Stream, describe, make_stream, per_replica_batches
 from distloop.guard import stop_if_not_finite
 from distloop.loop import Evaluation, evaluate_once, train_steps
 from distloop.steps import CompiledSteps, compile_steps, separate_seeds
@@ -56,7 +56,7 @@ def train(
     record, start_step = host_state["record"], int(setup.state.step.numpy())
     separate_seeds(setup.strategy, setup.state)
     stream = _stream(setup.task.train_data, config, "train_data", seed=config.seed)
-    preflight.check_workers(workers, {"data": str(stream), "checkpoint": start_step})
+    preflight.check_workers(workers, {"data": describe(stream), "checkpoint": start_step})
     preflight.check_reduction(setup.strategy, workers)
     call = _compile(setup, setup.task.train_step, stream, first_step=start_step, training=True)
     evaluate_now = _evaluator(setup, config)

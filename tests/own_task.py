@@ -37,6 +37,28 @@ def no_split(config):
     )
 
 
+def other_data_on_worker_1(config):
+    import os
+
+    from distloop.cluster import from_tf_config
+
+    extra = from_tf_config(os.environ.get("TF_CONFIG")).index
+    data = {name: np.concatenate([array, array[:extra]]) for name, array in toy.DATA.items()}
+    return dataclasses.replace(toy.make_task(config), train_data=lambda: data)
+
+
+def diverges(config):
+    from distloop import minimize
+
+    def step(state, batch):
+        def loss(b):
+            return tf.where(state.step >= 5, np.float32("nan"), 1.0) * tf.square(state.model(b["x"])[:, 0])
+
+        return minimize(loss, batch, state.optimizer, state.model.trainable_variables)
+
+    return dataclasses.replace(toy.make_task(config), train_step=step)
+
+
 def dies_on_worker_1(config):
     import os
     import signal

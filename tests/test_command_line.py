@@ -191,6 +191,22 @@ def test_workers_with_other_flags_or_another_workdir_stop_with_a_sentence(tmp_pa
         (tmp_path / "0/summary.json").unlink()
 
 
+def test_workers_with_other_data_stop_with_a_sentence(tmp_path):
+    command = ("-m", "launch.local", "--workers=2", "--", "--task=tests.own_task:other_data_on_worker_1", *TOY[1:])
+    code, out, err = harness.run(*command, f"--workdir={tmp_path / 'run'}")
+    assert code == 64, out + err
+    assert "worker 1 reads other data than worker 0 (examples='11', x='float32 (3,) crc" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_stops_being_finite_stops_all_workers_with_a_sentence(tmp_path):
+    command = ("-m", "launch.local", "--workers=2", "--", "--task=tests.own_task:diverges", *TOY[1:])
+    code, out, err = harness.run(*command, f"--workdir={tmp_path / 'run'}")
+    assert code == 1, out + err
+    assert "distloop: the metric 'loss' stopped being finite at step 6; the variable 'model/net/dense/kernel' is" in err
+    assert "Traceback" not in err
+
+
 def test_two_workers_write_event_files_by_the_chief_alone_and_equal_to_the_metrics(tmp_path):
     command = ("-m", "launch.local", "--workers=2", "--", *TOY, "--epochs=3", "--steps_per_call=1")
     code, out, err = harness.run(*command, f"--workdir={tmp_path}")
