@@ -8,16 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from tests import harness
+from tests.columns import COLUMNS, REFERENCE, run_processes
 from tests.matrix_rows import BATCH, ROWS, STEPS
 
-REFERENCE = "one device"
-COLUMNS = {
-    "one device": (1, dict(strategy="one_device")),
-    "mirrored 2": (1, dict(strategy="mirrored", replicas=2)),
-    "mirrored 4": (1, dict(strategy="mirrored", replicas=4)),
-    "two processes": (2, dict(strategy="multiworker")),
-    "two processes of two replicas": (2, dict(strategy="multiworker", replicas=2)),
-}
 FLOAT32_TOLERANCE = 1e-5  # relative, after 20 steps
 LIMIT_SECS = 400  # for the rows of a column together
 PAGE = harness.ROOT / "docs/equivalence.md"
@@ -25,17 +18,10 @@ PAGE = harness.ROOT / "docs/equivalence.md"
 
 def run_column(column, folder):
     """Train every row in one column; return for each row what each worker holds: {row: [arrays of a worker]}."""
-    workers, settings = COLUMNS[column]
-    arguments = ["-m", "tests.run_matrix_column", str(folder), json.dumps(settings)]
-    ended = (
-        harness.run_workers(arguments, workers=workers, limit_secs=LIMIT_SECS)
-        if workers > 1
-        else [harness.run(*arguments, limit_secs=LIMIT_SECS)]
-    )
-    for code, out, err in ended:
-        assert code == 0, out[-2000:] + err[-6000:]
+    arguments = ["-m", "tests.run_matrix_column", str(folder), json.dumps(COLUMNS[column].settings)]
+    run_processes(column, arguments, limit_secs=LIMIT_SECS)
     return {
-        row: [dict(np.load(folder / f"{number}.worker{worker}.npz")) for worker in range(workers)]
+        row: [dict(np.load(folder / f"{number}.worker{w}.npz")) for w in range(COLUMNS[column].workers)]
         for number, row in enumerate(ROWS)
     }
 

@@ -5,33 +5,24 @@ import json
 import numpy as np
 import pytest
 
-from tests import harness
+from tests.columns import COLUMNS, REFERENCE, TESTED, run_processes
 
 # 50 steps cross the end of an epoch: 10,000 examples are 39 full batches and one of 16, which leaves three of four
 # replicas with nothing but padding.
 RUN = dict(task="mnist_cnn", train_steps=50, steps_per_call=1, global_batch_size=256, seed=1)
-COLUMNS = {
-    "default": dict(strategy="default"),
-    "one device": dict(strategy="one_device"),
-    "mirrored 2": dict(strategy="mirrored", replicas=2),
-    "mirrored 4": dict(strategy="mirrored", replicas=4),
-    "two processes": dict(strategy="multiworker"),
-}
+DEFAULT = "default"  # is what they are compared with
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Train each column; return {column: [what each worker holds]}."""
     results = {}
-    for column, settings in COLUMNS.items():
+    for column in (DEFAULT, *TESTED):
         folder = tmp_path_factory.mktemp("run")
+        workers, settings = (1, dict(strategy="default")) if column == DEFAULT else COLUMNS[column]
         config = {**RUN, **settings, "workdir": str(folder / "workdir")}
-        workers = 2 if column == "two processes" else 1
         arguments = ["-m", "tests.dump_replicas", str(folder / "out"), json.dumps(config)]
-        for code, out, err in (
-            harness.run_workers(arguments, workers=workers) if workers > 1 else [harness.run(*arguments)]
-        ):
-            assert code == 0, out + err
+        run_processes(REFERENCE if column == DEFAULT else column, arguments)
         results[column] = [
             {
                 **json.loads((folder / f"out.worker{worker}.json").read_text()),
@@ -49,10 +40,7 @@ def model_vector(arrays, replica):
     return np.concatenate([arrays[name].ravel().astype(np.float64) for name in names])
 
 
-OTHERS = [column for column in COLUMNS if column != "default"]  # default is what they are compared with
-
-
-@pytest.mark.parametrize("column", OTHERS)
+@pytest.mark.parametrize("column", TESTED)
 def test_final_weights_agree_on_every_replica_and_worker(runs, column):
     reference = model_vector(runs["default"][0]["arrays"], 0)
     for worker in runs[column]:
@@ -63,7 +51,7 @@ def test_final_weights_agree_on_every_replica_and_worker(runs, column):
             assert np.linalg.norm(weights - reference) <= 1e-5 * np.linalg.norm(reference)
 
 
-@pytest.mark.parametrize("column", ["mirrored 2", "mirrored 4", "two processes"])
+@pytest.mark.parametrize("column", [column for column in TESTED if column != REFERENCE])
 def test_replicas_and_workers_hold_the_same_bits(runs, column):
     first = runs[column][0]["arrays"]
     for worker in runs[column]:
@@ -71,7 +59,7 @@ def test_replicas_and_workers_hold_the_same_bits(runs, column):
             np.testing.assert_array_equal(value, first["0:" + name.partition(":")[2]])
 
 
-@pytest.mark.parametrize("column", OTHERS)
+@pytest.mark.parametrize("column", TESTED)
 def test_logged_losses_and_accuracies_agree(runs, column):
     reference, ours = runs["default"][0]["metrics"], runs[column][0]["metrics"]
     assert [(line["step"], line["split"]) for line in ours] == [(line["step"], line["split"]) for line in reference]
@@ -84,14 +72,14 @@ def test_logged_losses_and_accuracies_agree(runs, column):
             assert worker["summary"][split] == pytest.approx(runs["default"][0]["summary"][split], abs=1e-6)
 
 
-@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("column", [DEFAULT, *TESTED])
 def test_each_test_example_counts_once(runs, column):
     for worker in runs[column]:
         assert worker["summary"]["eval_count"] == 2000
         assert worker["summary"]["examples"] == 10_000 + 10 * 256
 
 
-@pytest.mark.parametrize("column", COLUMNS)
+@pytest.mark.parametrize("column", [DEFAULT, *TESTED])
 def test_the_step_is_traced_once_in_a_whole_run(runs, column):
     for worker in runs[column]:
         # One trace runs the Python function once for each local replica.

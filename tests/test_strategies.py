@@ -1,13 +1,11 @@
 import json
 import os
 
-import keras
-import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
 
-from distloop import State, Task, mean, minimize, runtime
+from distloop import runtime
 from distloop.cluster import Cluster, from_tf_config
 from distloop.config import UsageError
 from distloop.strategies import choose, local_devices, make_strategy
@@ -115,50 +113,3 @@ def test_two_processes_with_two_replicas_each_are_four_replicas():
             assert dense == [6, 6]  # 0 + 1 + 2 + 3
             assert again == [60, 60]  # 6 * (1 + 2 + 3 + 4)
             assert sparse == [[4, 3, 2, 1]] * 2
-
-
-def many_collectives(config):
-    """Make a task whose step has a dense and sparse gradients and a BatchNormalization that reduces both ways."""
-    generator = np.random.default_rng(0)
-    data = {
-        "word": generator.integers(0, 50, size=[42, 5]),
-        "y": generator.normal(size=42).astype(np.float32),
-    }
-
-    def build():
-        layers = [keras.layers.Embedding(50, 8), keras.layers.Flatten(), keras.layers.Dense(8)]
-        layers += [keras.layers.BatchNormalization(synchronized=True), keras.layers.Dense(1)]
-        model = keras.Sequential([keras.Input([5], dtype="int64"), *layers], name="net")
-        return State(model=model, optimizer=keras.optimizers.SGD(config.learning_rate, momentum=0.9))
-
-    def train_step(state, batch):
-        def loss(batch):
-            return tf.square(state.model(batch["word"], training=True)[:, 0] - batch["y"])
-
-        return minimize(loss, batch, state.optimizer, state.model.trainable_variables)
-
-    def eval_step(state, batch):
-        return {"loss": mean(tf.square(state.model(batch["word"])[:, 0] - batch["y"]), batch["weight"])}
-
-    return Task(build, train_step, lambda: data, eval_step, lambda: data)
-
-
-def test_two_processes_with_two_replicas_each_train_to_what_one_device_does(tmp_path):
-    held = {}
-    for strategy, replicas, workers in (("default", None, 1), ("multiworker", 2, 2)):
-        config = dict(task="tests.test_strategies:many_collectives", strategy=strategy, replicas=replicas)
-        config |= dict(train_steps=30, steps_per_call=10, global_batch_size=8, workdir=str(tmp_path / strategy))
-        arguments = ["-m", "tests.dump_replicas", str(tmp_path / f"{strategy}.out"), json.dumps(config)]
-        for code, out, err in harness.run_workers(arguments, workers=2) if workers > 1 else [harness.run(*arguments)]:
-            assert code == 0, out + err
-        for worker in range(workers):
-            for name, value in np.load(tmp_path / f"{strategy}.out.worker{worker}.npz").items():
-                replica, _, name = name.partition(":")
-                held.setdefault(name, {})[strategy, worker, int(replica)] = value
-    assert held
-    for name, values in held.items():
-        one_device = values.pop(("default", 0, 0))
-        assert sorted(values) == [("multiworker", worker, replica) for worker in range(2) for replica in range(2)]
-        for value in values.values():
-            np.testing.assert_array_equal(value, values["multiworker", 0, 0], err_msg=name)
-            np.testing.assert_allclose(value, one_device, rtol=1e-5, atol=1e-6, err_msg=name)
