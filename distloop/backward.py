@@ -5,13 +5,14 @@ So it can be compiled, run in micro-batches, and thrown away when the step is sk
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from distloop.config import UsageError
 from distloop.metrics import Metric, check, divide, mean, pack
+from distloop.scopes import PureScope
 from distloop.task import Batch
 
 # Any: Keras types its losses as a tensor of whichever backend.
@@ -29,28 +30,6 @@ class LocalResult:
     metrics: dict[str, Metric]  # of this function's graph: for names, shapes and `compute` only
     written: list[keras.Variable]  # statistics and seeds
     values: list[tf.Tensor]  # their new values
-
-
-@final
-class PureScope(keras.StatelessScope):
-    """Let layers read `values` in place of their variables, and keep what they write instead of writing it.
-
-    `written` are the variables that were given or written, by id; `state_mapping` has their values.
-    """
-
-    def __init__(self, values: Sequence[tuple[keras.Variable, Any]]) -> None:
-        super().__init__(state_mapping=values, collect_losses=True)
-        self.written = {id(variable): variable for variable, _ in values}
-
-    def add_update(self, update: tuple[keras.Variable, tf.Tensor]) -> None:
-        """Keep a variable's new value."""
-        super().add_update(update)
-        self.written[id(update[0])] = update[0]
-
-    def get_current_value(self, variable: keras.Variable) -> Any:
-        """Return what a variable reads as; Keras's own method returns None to `model.losses` for unmapped ones."""
-        value = super().get_current_value(variable)
-        return variable._value if value is None else value
 
 
 def local_result(
@@ -124,7 +103,6 @@ def _one_micro_batch(
     if not pairs:
         raise UsageError("the loss depends on none of the variables given to minimize; compute it from their model.")
     written = list(scope.written.values())
-    _check_written(written)
     return LocalResult(
         [g for g, _ in pairs],
         [v for _, v in pairs],
@@ -177,12 +155,3 @@ def _as_mean(losses: object, weight: tf.Tensor) -> Metric:
             "keras.losses.MeanSquaredError()(y, p) and not tf.reduce_mean. For one loss a token: mean(losses, weights)."
         )
     return mean(losses, weight)
-
-
-def _check_written(written: Sequence[keras.Variable]) -> None:
-    for variable in written:
-        if variable.aggregation == "sum":
-            raise UsageError(
-                f"loss_fn updated the Keras metric of the variable {variable.path!r}; return it instead, as "
-                "keras_metric(metric, y_true, y_pred, weight)."
-            )

@@ -4,13 +4,15 @@ Step s of the run takes the same global batch on every strategy: its examples ar
 last batch of an epoch is filled up with copies of an example whose weight is 0, so every batch has one shape.
 """
 
+import contextlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.data.ops import multi_device_iterator_ops
 
 from distloop.config import UsageError
 from distloop.task import Batch, Source
@@ -56,6 +58,31 @@ def make_stream(source: Source, *, name: str, global_batch_size: int, seed: int 
     return Stream(source, num_examples, global_batch_size, seed)
 
 
+@contextlib.contextmanager
+def untuned() -> Iterator[None]:
+    """Let the iterators over several devices that are made here have no tuning thread.
+
+    tf.data's thread sleeps for up to a minute and is not woken when the iterator ends (TensorFlow 2.21), so that a run
+    on several replicas would end as late; `tf.distribute` offers no option for its iterators. The function is private.
+    """
+    original = multi_device_iterator_ops._create_device_dataset
+
+    def create(*arguments: Any) -> Any:
+        return original(*arguments).with_options(_untuned_options())
+
+    multi_device_iterator_ops._create_device_dataset = create
+    try:
+        yield
+    finally:
+        multi_device_iterator_ops._create_device_dataset = original
+
+
+def _untuned_options() -> tf.data.Options:
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return options
+
+
 def describe(stream: Stream) -> dict[str, str]:
     """Return what workers compare before they train: how many examples, and each feature's type, shape and checksum.
 
@@ -63,9 +90,8 @@ def describe(stream: Stream) -> dict[str, str]:
     """
     described = {"examples": f"{stream.num_examples:,}"}
     if isinstance(stream.source, tf.data.Dataset):
-        return described | {
-            name: f"{spec.dtype.name} {spec.shape}" for name, spec in stream.source.element_spec.items()
-        }
+        spec: Any = stream.source.element_spec
+        return described | {name: f"{tensor.dtype.name} {tensor.shape}" for name, tensor in spec.items()}
     for name, array in stream.source.items():
         rows = np.asarray(array)[:: -(-stream.num_examples // 1000)]
         described[name] = f"{rows.dtype} {rows.shape[1:]} crc {zlib.crc32(np.ascontiguousarray(rows).tobytes()):08x}"
@@ -117,10 +143,8 @@ def per_replica_batches(stream: Stream, context: tf.distribute.InputContext, *, 
         with tf.device("CPU:0"):  # where tf.data runs; a GPU would take them otherwise
             arrays = {name: tf.constant(array) for name, array in stream.source.items()}
         dataset = dataset.map(lambda rows: _take(arrays, rows), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    options = tf.data.Options()
+    options = _untuned_options()  # parallel maps then use all cores
     options.deterministic = True
-    # Its thread makes an iterator's end wait, for up to a minute after a long run; parallel maps then use all cores.
-    options.autotune.enabled = False
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     # Known to be endless: the compiled loop then needs no branch for an exhausted iterator.
     endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)

@@ -5,10 +5,8 @@ same number however the global batch is split. Clipping, transforms and the fini
 that all replicas and workers decide alike.
 """
 
-import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -18,10 +16,10 @@ from distloop.backward import Gradient, LocalResult, LossFn, local_result
 from distloop.config import UsageError
 from distloop.metrics import Metric, all_reduce_sum, divide, unpack
 from distloop.precision import all_finite
+from distloop.scopes import current_step, suspended
 from distloop.task import Batch
 from distloop.updates import UpdateRule, check_optimizer, clip, rule_of, update_averages
 
-_unnamed_calls: ContextVar[list[None] | None] = ContextVar("unnamed_calls", default=None)
 Transform = Callable[[list[tf.Tensor], list[keras.Variable]], Sequence[tf.Tensor]]
 
 
@@ -70,10 +68,11 @@ def minimize(
     gradients, norm = _decide(reduced, local.variables, rule, transform)
 
     def commit(gradients: list[Gradient], values: list[tf.Tensor]) -> None:
-        for variable, value in zip(local.written, values, strict=True):
-            variable.assign(value)  # before the update: a layer may have rewritten a weight in its forward pass
-        _apply(optimizer, gradients, local.variables)
-        update_averages(local.variables, rule)
+        with suspended():
+            for variable, value in zip(local.written, values, strict=True):
+                variable.assign(value)  # before the update: a layer may have rewritten a weight in its forward pass
+            _apply(optimizer, gradients, local.variables)
+            update_averages(local.variables, rule)
 
     if rule.loss_scale is None or scale is None:
         commit(gradients, values)
@@ -90,16 +89,6 @@ def minimize(
     return {key if name is None else f"{name}_{key}": metric for key, metric in (metrics | own).items()}
 
 
-@contextlib.contextmanager
-def one_step() -> Iterator[None]:
-    """Watch the calls of minimize within one step: two without a name would return metrics of the same names."""
-    token = _unnamed_calls.set([])
-    try:
-        yield
-    finally:
-        _unnamed_calls.reset(token)
-
-
 def _check_call(optimizer: object, variables: Sequence[object], name: str | None) -> None:
     check_optimizer(optimizer)
     if not all(isinstance(variable, keras.Variable) for variable in variables):
@@ -107,11 +96,11 @@ def _check_call(optimizer: object, variables: Sequence[object], name: str | None
             "minimize got variables that are not Keras variables; Keras optimizers update the weights of layers and "
             "keras.Variable, not tf.Variable."
         )
-    calls = _unnamed_calls.get()
-    if name is None and calls is not None:
-        if calls:
+    step = current_step()
+    if name is None and step is not None:
+        if step.has_unnamed_minimize:
             raise UsageError('the step calls minimize twice without names: give each a name="...", for its metrics.')
-        calls.append(name)
+        step.has_unnamed_minimize = True
 
 
 def _reduce(local: LocalResult) -> tuple[list[Gradient], tf.Tensor, list[tf.Tensor]]:

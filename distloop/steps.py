@@ -1,6 +1,5 @@
 """Compiled steps: `steps_per_call` steps in one call, traced once; sums stay on the device until the call ends."""
 
-import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from distloop import metrics as metrics_lib
-from distloop.backward import PureScope
 from distloop.config import UsageError
-from distloop.gradients import one_step
+from distloop.data import untuned
 from distloop.metrics import Metric
+from distloop.scopes import StepScope
 from distloop.task import Batch, State, StepFn, named_variables
 
 COUNTED = "counted"  # the metric that every evaluation has beside the user's: the sum of the weights
@@ -58,11 +57,13 @@ def compile_steps(
     An evaluation uses the averages of the weights, if there are any. Cross-replica context. Raises what the user's step
     raises, as it is, before anything runs.
     """
-    iterator = iter(dataset)
+    with untuned():
+        iterator = iter(dataset)
     metrics: dict[str, Metric] = {}
 
     def replica_step(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        found = _train_step(step_fn, state, batch) if training else _eval_step(step_fn, state, batch)
+        with tf.variable_creator_scope(_refuse_variable):
+            found = _train_step(step_fn, state, batch) if training else _eval_step(step_fn, state, batch)
         metrics.update(found)
         summed = {name: metric for name, metric in found.items() if not metric.gathered}
         return metrics_lib.pack(metrics_lib.reduce(summed)), metrics_lib.pack_gathered(found)
@@ -112,7 +113,8 @@ def separate_seeds(strategy: tf.distribute.Strategy, state: State) -> None:
 
 
 def _train_step(step_fn: StepFn, state: State, batch: Batch) -> dict[str, Metric]:
-    metrics = _call_user(step_fn, state, batch)
+    with StepScope():
+        metrics = _call_user(step_fn, state, batch)
     for name, metric in metrics.items():
         if metric.gathered:
             raise UsageError(f"the train step returned {name!r} made by gather; gather belongs in the eval step.")
@@ -120,23 +122,24 @@ def _train_step(step_fn: StepFn, state: State, batch: Batch) -> dict[str, Metric
 
 
 def _eval_step(step_fn: StepFn, state: State, batch: Batch) -> dict[str, Metric]:
-    with PureScope(list(state.averages.values())) if state.averages else contextlib.nullcontext():
+    with StepScope(list(state.averages.values())):
         metrics = _call_user(step_fn, state, batch)
     return {**metrics, COUNTED: Metric((tf.reduce_sum(batch["weight"]),), float)}
 
 
 def _call_user(step_fn: StepFn, state: State, batch: Batch) -> dict[str, Metric]:
     """Call the user's step in replica context; say in one sentence what TensorFlow says in many."""
-    with tf.variable_creator_scope(_refuse_variable), one_step():
-        try:
-            return metrics_lib.check(step_fn(state, batch))
-        except RuntimeError as error:
-            if "replica context" not in str(error):
-                raise
-            raise UsageError(
-                f"the step called a function of tf.distribute that belongs outside of it ({error}); distloop runs the "
-                "step on every replica itself: return mean(...) or use minimize instead of strategy.run or reduce."
-            ) from error
+    try:
+        return metrics_lib.check(step_fn(state, batch))
+    except (RuntimeError, ValueError) as error:
+        if "create a variable while in a stateless scope" in str(error):
+            _refuse_variable(None)
+        if "replica context" not in str(error):
+            raise
+        raise UsageError(
+            f"the step called a function of tf.distribute that belongs outside of it ({error}); distloop runs the "
+            "step on every replica itself: return mean(...) or use minimize instead of strategy.run or reduce."
+        ) from error
 
 
 def _refuse_variable(_: Any, **settings: Any) -> Any:

@@ -26,6 +26,7 @@ FLOORS = {
     "writers": 1,
     "console": 1,
     "keras_metrics": 1.5,
+    "scopes": 1.5,
     "task": 2,
     "precision": 2,
     "data": 2.2,

@@ -124,7 +124,7 @@ def test_a_keras_metric_updated_in_the_loss_is_refused(strategy):
     with strategy.scope():
         metric.append(keras.metrics.Mean(name="y"))
     task = Task(build, step, TASK.train_data)
-    with pytest.raises(UsageError, match=r"updated the Keras metric .*return it instead, as keras_metric\("):
+    with pytest.raises(UsageError, match=r"updates the Keras metric .*return it instead, as keras_metric\("):
         toy.compiled(strategy, task)
 
 
@@ -179,3 +179,46 @@ def test_what_a_metric_returned_besides_is_still_checked(strategy):
         return {**TASK.train_step(state, batch), "y": mean(batch["y"], tf.ones([3]))}
 
     assert "expected one value and one weight an example" in refusal(strategy, step)
+
+
+@pytest.mark.parametrize("part", ["train_step", "eval_step"])
+def test_statistics_written_outside_of_a_loss_function_are_refused(strategy, part):
+    def build():
+        layers = [keras.layers.BatchNormalization(), keras.layers.Dense(1)]
+        return State(model=keras.Sequential([keras.Input([3]), *layers], name="net"), optimizer=keras.optimizers.SGD())
+
+    def step(state, batch):
+        state.model(batch["x"], training=True)
+        return getattr(TASK, part)(state, batch)
+
+    with pytest.raises(
+        UsageError, match=r"the step writes '.*moving_mean' outside of a loss function, .* training=False"
+    ):
+        toy.compiled(strategy, dataclasses.replace(TASK, build=build, **{part: step}), training=part == "train_step")
+
+
+def test_a_keras_metric_updated_beside_minimize_is_refused(strategy):
+    with strategy.scope():
+        metric = keras.metrics.Mean(name="y")
+
+    def step(state, batch):
+        metric.update_state(batch["y"])
+        return TASK.train_step(state, batch)
+
+    assert "return it instead, as keras_metric(" in refusal(strategy, step)
+
+
+def test_noise_may_be_drawn_beside_minimize_and_moves_its_seed(strategy):
+    def build():
+        return State(**TASK.build().parts, noise=keras.random.SeedGenerator(3))
+
+    def step(state, batch):
+        noise = keras.random.normal([3], seed=state.noise)
+        drawn = mean(noise, tf.ones([3]))
+        return {**TASK.train_step(state, batch), "noise": drawn}
+
+    state, _, call = toy.compiled(strategy, dataclasses.replace(TASK, build=build, train_step=step))
+    drawn = [call(1).sums[2] for _ in range(3)]
+    assert len(set(drawn)) == 3
+    for local in strategy.experimental_local_results(state.noise.state.value):
+        assert local.numpy()[1] == 3  # one draw a step, on each replica
