@@ -103,13 +103,20 @@ def _one_micro_batch(
     if not pairs:
         raise UsageError("the loss depends on none of the variables given to minimize; compute it from their model.")
     written = list(scope.written.values())
+    before: dict[int, Any] = {id(variable): value for variable, value in carried}
+    values = []
+    for variable in written:
+        value = scope.state_mapping[id(variable)]
+        if value.dtype.is_floating:  # nothing but padding says nothing about the data
+            value = tf.where(count > 0, value, tf.cast(before.get(id(variable), variable.value), value.dtype))
+        values.append(value)
     return LocalResult(
         [g for g, _ in pairs],
         [v for _, v in pairs],
         pack(metrics),
         metrics,
         written,
-        [scope.state_mapping[id(variable)] for variable in written],
+        values,
     )
 
 

@@ -5,9 +5,10 @@ from itertools import islice
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.data.ops import multi_device_iterator_ops
 
 from distloop.config import UsageError
-from distloop.data import in_memory, make_stream, per_replica_batches
+from distloop.data import in_memory, make_stream, per_replica_batches, untuned
 
 N, BATCH, STEPS = 21, 8, 3  # 8 + 8 + 5
 
@@ -129,3 +130,19 @@ def test_what_cannot_be_arrays_is_refused_in_memory():
         in_memory(dataset().take(0))
     with pytest.raises(UsageError, match="the data set given to in_memory yields"):
         in_memory(dataset().map(lambda x: (x["id"], x["double"])))
+
+
+def test_iterators_over_several_devices_get_no_tuning_thread(mirrored):
+    # This pins the private function that `untuned` replaces.
+    stream = make_stream(arrays(), name="data", global_batch_size=BATCH, seed=0)
+    dataset = mirrored.distribute_datasets_from_function(
+        lambda context: per_replica_batches(stream, context, first_step=0)
+    )
+    original, made = multi_device_iterator_ops._create_device_dataset, []
+    with untuned():
+        create = multi_device_iterator_ops._create_device_dataset
+        multi_device_iterator_ops._create_device_dataset = lambda *a: made.append(create(*a)) or made[-1]
+        iterator = iter(dataset)
+    assert multi_device_iterator_ops._create_device_dataset is original
+    assert [one.options().autotune.enabled for one in made] == [False, False]
+    assert set(next(iterator)) == {"id", "double", "weight"}

@@ -9,6 +9,7 @@ from distloop import State, minimize
 from distloop.checkpoint import Checkpointer
 from distloop.steps import separate_seeds
 from distloop.task import named_variables
+from distloop.updates import UpdateRule, set_rule
 from tests import in_workers
 from tests.shared_step import run_step
 
@@ -24,12 +25,13 @@ def local_values(strategy, variable):
     return [value.numpy() for value in strategy.experimental_local_results(variable)]
 
 
-def trained_statistics(strategy, weight=None):
+def trained_statistics(strategy, weight=None, micro_batches=1):
     """Train BatchNormalization without synchronization; return its moving statistics of every local replica."""
     with strategy.scope():
         keras.utils.set_random_seed(1)
         layer = keras.layers.BatchNormalization(momentum=0.5)
         state = State(model=model_of(layer), optimizer=keras.optimizers.SGD(0.1))
+    set_rule(state.optimizer, UpdateRule(micro_batches=micro_batches))
 
     def step(batch):
         variables = state.model.trainable_variables
@@ -65,6 +67,14 @@ def test_a_replica_with_nothing_but_padding_has_no_say_in_the_statistics(mirrore
     _, layer = trained_statistics(mirrored, weight=np.array([1, 1, 1, 1, 0, 0, 0, 0], np.float32))
     mean, _ = expected_statistics([X[:4]])
     for local in local_values(mirrored, layer.moving_mean.value):
+        np.testing.assert_allclose(local, [mean], rtol=1e-6)
+
+
+def test_a_micro_batch_of_nothing_but_padding_has_no_say_in_the_statistics(strategy):
+    weight = np.array([1, 1, 0, 0, 1, 1, 0, 0] if strategy.num_replicas_in_sync == 2 else [1] * 4 + [0] * 4, np.float32)
+    _, layer = trained_statistics(strategy, weight, micro_batches=2)
+    mean, _ = expected_statistics([X[:2], X[4:6]] if strategy.num_replicas_in_sync == 2 else [X[:4]])
+    for local in local_values(strategy, layer.moving_mean.value):
         np.testing.assert_allclose(local, [mean], rtol=1e-6)
 
 
