@@ -90,11 +90,12 @@ def _one_micro_batch(
         total, count = _as_mean(losses, batch["weight"]).parts
         if penalty is not None:
             # Weighted like the examples, the penalty counts once after the division by the global count.
-            total += tf.cast(penalty(), tf.float32) * count
+            total += _checked_penalty(penalty(), scope) * count
         target = total if factor is None else total * factor
+    extra = check(extra) if extra or not isinstance(extra, dict) else {}
     if "loss" in extra:
         raise UsageError("loss_fn returned a metric named 'loss'; that name is minimize's own: give yours another.")
-    metrics = {"loss": Metric((total, count), divide), **(check(extra) if extra else {})}
+    metrics = {"loss": Metric((total, count), divide), **extra}
     for name, metric in metrics.items():
         if metric.gathered:
             raise UsageError(f"loss_fn returned {name!r} made by gather; gather belongs in the eval step.")
@@ -121,7 +122,9 @@ def _one_micro_batch(
 
 
 def _split(batch: Batch, parts: int) -> list[Batch]:
-    size = (batch["weight"].shape[0] or 0) // parts
+    size, rest = divmod(batch["weight"].shape[0] or 0, parts)
+    if rest:
+        raise UsageError(f"minimize got {size * parts + rest} examples for {parts} micro-batches; expected a multiple.")
     return [{name: value[i * size : (i + 1) * size] for name, value in batch.items()} for i in range(parts)]
 
 
@@ -140,6 +143,19 @@ def _add_gradients(one: Gradient, other: Gradient) -> Gradient:
 
 def _tensors(gradients: Sequence[Gradient]) -> list[tf.Tensor]:
     return [g.values if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+
+
+def _checked_penalty(penalty: Any, scope: PureScope) -> tf.Tensor:
+    if scope.losses:
+        # Keras averages these over the examples of a replica, padding included: no number of one device.
+        raise UsageError(
+            "a penalty is asked for, but layers add losses that depend on the examples (activity_regularizer, "
+            "add_loss); add those to the losses of loss_fn, one an example, and keep weight penalties in penalty."
+        )
+    penalty = tf.cast(tf.convert_to_tensor(penalty), tf.float32)
+    if penalty.shape.rank != 0:
+        raise UsageError(f"penalty returned a tensor of shape {penalty.shape}; expected a scalar: sum(model.losses).")
+    return penalty
 
 
 def _as_mean(losses: object, weight: tf.Tensor) -> Metric:

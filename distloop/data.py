@@ -1,7 +1,7 @@
 """From a source of examples to an endless stream of per-replica batches, the same for any number of replicas.
 
 Step s of the run takes the same global batch on every strategy: its examples are a function of (seed, s) alone. The
-last batch of an epoch is filled up with copies of an example whose weight is 0, so every batch has one shape.
+last batch of an epoch is filled up with its own examples in turn, with weight 0, so every batch has one shape.
 """
 
 import contextlib
@@ -156,10 +156,13 @@ def _array_steps(stream: Stream, seed: tf.Tensor | None) -> tf.data.Dataset:
     rows = tf.range(stream.num_examples, dtype=tf.int64)
     if seed is not None:
         rows = tf.random.experimental.stateless_shuffle(rows, seed)  # pyright: ignore[reportAttributeAccessIssue] (stub)
-    padding = [[0, stream.steps_per_epoch * stream.global_batch_size - stream.num_examples]]
     grid = [stream.steps_per_epoch, stream.global_batch_size]
-    weight = tf.pad(tf.ones([stream.num_examples]), padding)
-    columns: Any = {"row": tf.reshape(tf.pad(rows, padding), grid), "weight": tf.reshape(weight, grid)}
+    places = tf.range(stream.steps_per_epoch * stream.global_batch_size, dtype=tf.int64)
+    last_batch = (stream.steps_per_epoch - 1) * stream.global_batch_size
+    in_turn = last_batch + (places - last_batch) % (stream.num_examples - last_batch)
+    filled = tf.gather(rows, tf.where(places < stream.num_examples, places, in_turn))
+    weight = tf.cast(places < stream.num_examples, tf.float32)
+    columns: Any = {"row": tf.reshape(filled, grid), "weight": tf.reshape(weight, grid)}
     return tf.data.Dataset.from_tensor_slices(columns)
 
 
@@ -179,7 +182,7 @@ def _dataset_steps(stream: Stream, source: tf.data.Dataset, seed: tf.Tensor | No
 
     def fill_up(batch: Batch) -> Batch:
         size = tf.shape(next(iter(batch.values())))[0]
-        filled = {name: tf.gather(value, tf.minimum(positions, size - 1)) for name, value in batch.items()}
+        filled = {name: tf.gather(value, positions % size) for name, value in batch.items()}
         return _with_weight(filled, tf.cast(positions < size, tf.float32))
 
     return source.batch(stream.global_batch_size, num_parallel_calls=tf.data.AUTOTUNE).map(fill_up)

@@ -56,10 +56,11 @@ def train(
     record, start_step = host_state["record"], int(setup.state.step.numpy())
     separate_seeds(setup.strategy, setup.state)
     stream = _stream(setup.task.train_data, config, "train_data", seed=config.seed)
-    preflight.check_workers(workers, {"data": describe(stream), "checkpoint": start_step})
+    eval_stream = _eval_stream(setup, config)
+    _compare_streams(workers, start_step, data=stream, evaluation=eval_stream)
     preflight.check_reduction(setup.strategy, workers)
     call = _compile(setup, setup.task.train_step, stream, first_step=start_step, training=True)
-    evaluate_now = _evaluator(setup, config)
+    evaluate_now = _evaluator(setup, eval_stream)
     total_steps = config.total_steps(stream.steps_per_epoch)
     eval_every = config.eval_every_steps or stream.steps_per_epoch
     save_every = config.checkpoint_every_steps or stream.steps_per_epoch
@@ -105,8 +106,9 @@ def evaluate(task: Task | str | None, config: RunConfig) -> dict[str, float]:
     setup = _set_up(task, config, workdir.check(config), workers)
     if setup.checkpointer.restore() is None:
         raise UsageError(f"workdir {setup.folder} has no checkpoint to evaluate; train there first.")
-    preflight.check_workers(workers, {"checkpoint": int(setup.state.step.numpy())})
-    evaluate_now = _evaluator(setup, config)
+    eval_stream = _eval_stream(setup, config)
+    _compare_streams(workers, int(setup.state.step.numpy()), evaluation=eval_stream)
+    evaluate_now = _evaluator(setup, eval_stream)
     if evaluate_now is None:
         raise UsageError("the task has no eval_data; give it eval_step and eval_data.")
     metrics = evaluate_now().metrics
@@ -169,10 +171,19 @@ def _compile(setup: _Setup, step_fn: StepFn, stream: Stream, *, first_step: int,
     return compile_steps(setup.strategy, step_fn, setup.state, dataset, training=training)
 
 
-def _evaluator(setup: _Setup, config: RunConfig) -> Callable[[], Evaluation] | None:
-    if setup.task.eval_step is None or setup.task.eval_data is None:
+def _eval_stream(setup: _Setup, config: RunConfig) -> Stream | None:
+    return setup.task.eval_data and _stream(setup.task.eval_data, config, "eval_data", seed=None)
+
+
+def _compare_streams(workers: cluster.Cluster, start_step: int, **streams: Stream | None) -> None:
+    """Raise UsageError on every worker if one reads other data, and so makes other steps, or has another checkpoint."""
+    facts: dict[str, object] = {name: stream and describe(stream) for name, stream in streams.items()}
+    preflight.check_workers(workers, {**facts, "checkpoint": start_step})
+
+
+def _evaluator(setup: _Setup, stream: Stream | None) -> Callable[[], Evaluation] | None:
+    if setup.task.eval_step is None or stream is None:
         return None
-    stream = _stream(setup.task.eval_data, config, "eval_data", seed=None)
     call = _compile(setup, setup.task.eval_step, stream, first_step=0, training=False)
     return lambda: evaluate_once(call, stream)
 

@@ -16,9 +16,9 @@ from distloop.backward import Gradient, LocalResult, LossFn, local_result
 from distloop.config import UsageError
 from distloop.metrics import Metric, all_reduce_sum, divide, unpack
 from distloop.precision import all_finite
-from distloop.scopes import current_step, suspended
+from distloop.scopes import PureScope, current_step, suspended
 from distloop.task import Batch
-from distloop.updates import UpdateRule, check_optimizer, clip, rule_of, update_averages
+from distloop.updates import UpdateRule, check_optimizer, clip, has_rule, rule_of, update_averages
 
 Transform = Callable[[list[tf.Tensor], list[keras.Variable]], Sequence[tf.Tensor]]
 
@@ -42,12 +42,14 @@ def minimize(
     of metrics; it scales, averages and divides nothing.
 
     `penalty()` returns a scalar that counts once, such as `sum(model.losses)`; it is called after `loss_fn`.
-    `transform(gradients, variables)` returns other gradients; it gets the reduced ones, clipped and dense, float32.
-    `name` begins the metrics' names (`name_loss`) in a step that minimizes twice.
-    What layers write in `loss_fn` (statistics, seeds) is agreed on by the replicas: the mean over those with examples.
+    `transform(gradients, variables)` returns other gradients; it gets the reduced ones, clipped and dense, float32, and
+    must give the same on every replica (no `tf.random` but the stateless kind, with a seed made of `state.step`).
+    `name` begins the metrics' names (`name_loss`) in a step that minimizes twice; of two calls with one name, those of
+    the last remain. What layers write in `loss_fn` (statistics, seeds) is agreed on by the replicas: the mean over those
+    whose weights add up to more than 0. A `tf.Variable` that `loss_fn` writes is not, and is not restored by a skip.
     Raises UsageError on a loss that is already reduced, on variables that are not Keras's, and if none has a gradient.
     """
-    _check_call(optimizer, variables, name)
+    _check_call(batch, optimizer, variables, name)
     rule = rule_of(optimizer)
     scale = None if rule.loss_scale is None else rule.loss_scale.scale.read_value()
     # Near the mean loss, which 16 bits hold better than the sum over the batch.
@@ -64,14 +66,15 @@ def minimize(
     gradients, sums, values = _reduce(local)
     count = sums[1]  # the loss comes first: total, count
     inverse = tf.math.divide_no_nan(1.0, count if factor is None else count * factor)
-    reduced = [_multiply(_sum_repeated_rows(g), inverse) for g in gradients]
-    gradients, norm = _decide(reduced, local.variables, rule, transform)
+    gradients = [_multiply(_sum_repeated_rows(g), inverse) for g in gradients]
+    wants_norm = rule.gradient_norm or rule.clip_global_norm is not None
+    norm = tf.linalg.global_norm([tf.convert_to_tensor(g) for g in gradients]) if wants_norm else None
 
     def commit(gradients: list[Gradient], values: list[tf.Tensor]) -> None:
         with suspended():
             for variable, value in zip(local.written, values, strict=True):
                 variable.assign(value)  # before the update: a layer may have rewritten a weight in its forward pass
-            _apply(optimizer, gradients, local.variables)
+            _apply(optimizer, _clipped_and_transformed(gradients, local.variables, rule, transform), local.variables)
             update_averages(local.variables, rule)
 
     if rule.loss_scale is None or scale is None:
@@ -79,7 +82,7 @@ def minimize(
         metrics = unpack(sums, local.metrics)
         own = {} if norm is None else {"gradient_norm": _same_on_all(norm)}
     else:
-        finite = all_finite(reduced)
+        finite = all_finite(gradients)
         _run_if(finite, commit, gradients, values)
         rule.loss_scale.update(finite)
         metrics = unpack(tf.where(finite, sums, 0.0), local.metrics)  # a skipped step counts nowhere
@@ -89,18 +92,32 @@ def minimize(
     return {key if name is None else f"{name}_{key}": metric for key, metric in (metrics | own).items()}
 
 
-def _check_call(optimizer: object, variables: Sequence[object], name: str | None) -> None:
-    check_optimizer(optimizer)
-    if not all(isinstance(variable, keras.Variable) for variable in variables):
+def _check_call(batch: Batch, optimizer: object, variables: Sequence[object], name: str | None) -> None:
+    if not isinstance(batch, dict) or "weight" not in batch:
         raise UsageError(
-            "minimize got variables that are not Keras variables; Keras optimizers update the weights of layers and "
-            "keras.Variable, not tf.Variable."
+            f"minimize got {type(batch).__name__} as its batch; expected the dict of the step with its 'weight', 0 for "
+            "padding: {**batch, ...} keeps it."
         )
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise UsageError(f"minimize got a {type(optimizer).__name__} as its optimizer; expected state.optimizer.")
+    check_optimizer(optimizer)
+    if isinstance(variables, keras.Layer) or not all(isinstance(variable, keras.Variable) for variable in variables):
+        raise UsageError(
+            "minimize got variables that are not Keras variables; expected model.trainable_variables or a list of "
+            "keras.Variable (Keras optimizers do not update a tf.Variable)."
+        )
+    if len({id(variable) for variable in variables}) != len(variables):
+        raise UsageError("minimize got a variable twice and would update it twice; give each once.")
     step = current_step()
     if name is None and step is not None:
         if step.has_unnamed_minimize:
             raise UsageError('the step calls minimize twice without names: give each a name="...", for its metrics.')
         step.has_unnamed_minimize = True
+    if step is not None and not has_rule(optimizer):
+        raise UsageError(
+            "minimize got an optimizer that is not in the State, so that neither flags nor checkpoints reach it; "
+            "give it to State(...) in the task's build function."
+        )
 
 
 def _reduce(local: LocalResult) -> tuple[list[Gradient], tf.Tensor, list[tf.Tensor]]:
@@ -124,27 +141,31 @@ def _reduce(local: LocalResult) -> tuple[list[Gradient], tf.Tensor, list[tf.Tens
     return gradients, sums, values
 
 
-def _decide(
+def _clipped_and_transformed(
     gradients: list[Gradient], variables: list[keras.Variable], rule: UpdateRule, transform: Transform | None
-) -> tuple[list[Gradient], tf.Tensor | None]:
-    """Clip and transform reduced gradients; return them and their global norm from before, if anything asks for it."""
-    clips = (rule.clip_global_norm, rule.clip_norm, rule.clip_value)
-    wants_norm = rule.gradient_norm or rule.clip_global_norm is not None
-    if not wants_norm and transform is None and clips == (None, None, None):
-        return gradients, None
-    # The rows of a sparse gradient may repeat: only their sum has the right norm.
-    dense = [tf.convert_to_tensor(g) for g in gradients]
-    norm = tf.linalg.global_norm(dense) if wants_norm else None
-    dense = clip(dense, rule, norm)
-    if transform is not None:
-        shapes = [g.shape for g in dense]
-        dense = [tf.convert_to_tensor(g) for g in transform(dense, variables)]
-        if [g.shape for g in dense] != shapes:
-            raise UsageError(
-                f"transform returned {len(dense)} gradients of shapes {[g.shape.as_list() for g in dense]}; "
-                f"expected one for each of the {len(shapes)} variables, of its shape."
-            )
-    return [*dense], norm
+) -> Sequence[Gradient]:
+    if transform is None and (rule.clip_global_norm, rule.clip_norm, rule.clip_value) == (None, None, None):
+        return gradients
+    # The rows of a sparse gradient are a part of their variable: norms and transforms see the whole.
+    dense = clip([tf.convert_to_tensor(g) for g in gradients], rule)
+    if transform is None:
+        return dense
+    with PureScope([]) as scope:
+        transformed = transform(dense, variables)
+    if scope.written:
+        (first, *_) = scope.written.values()
+        raise UsageError(
+            f"transform writes {first.path!r}, which may be another value on each replica; it must give the same on all: "
+            "draw noise by tf.random.stateless_normal with a seed made of state.step, and keep state in tf.Variable."
+        )
+    shapes = [g.shape for g in dense]
+    found = [tf.convert_to_tensor(g) for g in transformed] if isinstance(transformed, list | tuple) else []
+    if [g.shape for g in found] != shapes:
+        raise UsageError(
+            f"transform returned {len(found)} gradients of shapes {[g.shape.as_list() for g in found]}; "
+            f"expected a list with one for each of the {len(shapes)} variables, of its shape."
+        )
+    return found
 
 
 def _run_if(finite: tf.Tensor, commit: Callable[..., None], *arguments: Any) -> None:

@@ -9,7 +9,7 @@ from distloop.config import NotFiniteError
 from distloop.loop import Progress
 from distloop.task import State, named_variables
 
-MAX_SKIPPED_IN_A_ROW = 50  # a dynamic loss scale needs 16 steps to fall from 2**15 to 1
+MAX_SKIPPED_IN_A_ROW = 50  # at the lowest loss scale
 
 
 def stop_if_not_finite(state: State, *, every: int) -> Callable[[Progress], None]:
@@ -35,7 +35,7 @@ def stop_if_not_finite(state: State, *, every: int) -> Callable[[Progress], None
             if skipped >= MAX_SKIPPED_IN_A_ROW:
                 raise NotFiniteError(
                     f"the optimizer {name.split('/')[1]!r} skipped the last {skipped} steps: its gradients are not "
-                    f"finite at any loss scale. {_ADVICE}"
+                    f"finite even at the lowest loss scale. {_ADVICE}"
                 )
 
     return act

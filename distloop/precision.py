@@ -29,7 +29,7 @@ class LossScale:
         self.scaling = scaling
         # Updated by every replica for itself, from reduced gradients: all do the same.
         self.scale = tf.Variable(tf.constant(scaling.initial, tf.float32), trainable=False)
-        # Steps in a row without overflow since the scale last changed; below 0, skipped steps in a row.
+        # Steps in a row without overflow since the scale last changed; below 0, steps skipped in a row at the lowest.
         self.streak = tf.Variable(tf.constant(0, tf.int64), trainable=False)
         self.skipped = tf.Variable(tf.constant(0, tf.int64), trainable=False)
 
@@ -41,7 +41,9 @@ class LossScale:
     def update(self, finite: tf.Tensor) -> None:
         """Take note of a step whose reduced gradients were `finite` (bool scalar) or not. Replica context."""
         scaling, streak = self.scaling, self.streak.read_value()
-        streak = tf.where(finite, tf.maximum(streak, 0) + 1, tf.minimum(streak, 0) - 1)
+        lowest = (self.scale <= scaling.floor) | (scaling.backoff_factor == 1.0)
+        skipped_in_a_row = tf.where(lowest, tf.minimum(streak, 0) - 1, 0)
+        streak = tf.where(finite, tf.maximum(streak, 0) + 1, skipped_in_a_row)
         grows = streak >= scaling.growth_steps
         grown = tf.where(grows, self.scale * scaling.growth_factor, self.scale)
         grown = tf.where(tf.math.is_finite(grown), grown, self.scale)

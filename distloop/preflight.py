@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.eager import context as tf_context
@@ -33,6 +34,10 @@ _SENTENCES = {
     "flags": ("has other flags than worker 0 ({theirs}, not {first})", "start all workers with the same flags"),
     "code": ("runs other code than worker 0 ({theirs}, not {first})", "install the same code for all workers"),
     "data": ("reads other data than worker 0 ({theirs}, not {first})", "give all workers copies of the same data"),
+    "evaluation": (
+        "evaluates other data than worker 0 ({theirs}, not {first})",
+        "give all workers copies of the same data",
+    ),
     "replicas": ("has {theirs} replicas, worker 0 {first}", "give all workers the same --replicas and as many GPUs"),
     "checkpoint": (
         "found a checkpoint of step {theirs}, worker 0 of step {first}",
@@ -102,7 +107,7 @@ def check_workers(workers: Cluster, facts: Mapping[str, object]) -> None:
 
 
 def source_version(task: Task | Callable[..., object]) -> str:
-    """Return distloop's version and a checksum of the file that defines the train step (or the given function)."""
+    """Return versions, and checksums of distloop and of the file that defines the train step (or the function)."""
     step = task.train_step if isinstance(task, Task) else task
     while isinstance(step, functools.partial):
         step = step.func
@@ -112,7 +117,9 @@ def source_version(task: Task | Callable[..., object]) -> str:
         source = f"{Path(file).name} {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]}" if file else None
     except (OSError, TypeError):
         source = None
-    return f"distloop {distloop.__version__}, {source or 'source unknown'}"
+    own = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
+    ours = f"distloop {distloop.__version__} {own.hexdigest()[:12]}"
+    return f"{ours}, tensorflow {tf.__version__}, keras {keras.__version__}, {source or 'source unknown'}"
 
 
 def _algorithm(strategy: tf.distribute.Strategy) -> str:

@@ -7,6 +7,7 @@ from typing import Any, final
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common import global_state  # private: whether a layer is being called; a test pins it
 
 from distloop.config import UsageError
 
@@ -39,8 +40,8 @@ class PureScope(keras.StatelessScope):
 class StepScope(keras.StatelessScope):
     """Let a step read `values` in place of their variables, and refuse what layers write outside of a loss function.
 
-    Each replica would write for itself, and a checkpoint would keep the first one's. Only seeds are written: all
-    replicas move theirs alike.
+    Each replica would write for itself, and a checkpoint would keep the first one's. Seeds are written, as all replicas
+    move theirs alike, and what the step itself assigns, such as the weights of a mean teacher.
     """
 
     def __init__(self, values: Sequence[tuple[keras.Variable, Any]] = ()) -> None:
@@ -56,12 +57,17 @@ class StepScope(keras.StatelessScope):
         super().__exit__(*error)
 
     def add_update(self, update: tuple[keras.Variable, tf.Tensor]) -> None:
-        """Write a seed; raise UsageError on anything else."""
+        """Write, but raise UsageError on what only `minimize` may."""
         variable, value = update
         _refuse_metric(variable)
-        if variable.name != "seed_generator_state":
+        if variable.name == "iteration":
             raise UsageError(
-                f"the step writes {variable.path!r} outside of a loss function, where each replica writes for itself; "
+                f"the step applies an optimizer itself (it writes {variable.path!r}); use minimize, which sums the "
+                "gradients of all replicas once."
+            )
+        if variable.name != "seed_generator_state" and global_state.get_global_attribute("current_call_ctx"):
+            raise UsageError(
+                f"a layer writes {variable.path!r} outside of a loss function, where each replica writes for itself; "
                 "call the model in the function given to minimize, or with training=False."
             )
         with suspended():

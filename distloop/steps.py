@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -129,17 +130,30 @@ def _eval_step(step_fn: StepFn, state: State, batch: Batch) -> dict[str, Metric]
 
 def _call_user(step_fn: StepFn, state: State, batch: Batch) -> dict[str, Metric]:
     """Call the user's step in replica context; say in one sentence what TensorFlow says in many."""
+    if isinstance(step_fn, tf.types.experimental.PolymorphicFunction):
+        raise UsageError("the step is a tf.function; give the plain function: distloop compiles it.")
+    # Keras would put the arguments of a layer's call into the text of every error from within.
+    was_filtering = keras.config.is_traceback_filtering_enabled()
+    keras.config.disable_traceback_filtering()
     try:
         return metrics_lib.check(step_fn(state, batch))
     except (RuntimeError, ValueError) as error:
         if "create a variable while in a stateless scope" in str(error):
             _refuse_variable(None)
+        if "defining a new graph" in str(error):
+            raise UsageError(
+                "minimize or another exchange between replicas stands in a branch, a loop or a tf.function within the "
+                "step; call it from the step itself, and put tf.cond inside of the loss function."
+            ) from error
         if "replica context" not in str(error):
             raise
         raise UsageError(
             f"the step called a function of tf.distribute that belongs outside of it ({error}); distloop runs the "
             "step on every replica itself: return mean(...) or use minimize instead of strategy.run or reduce."
         ) from error
+    finally:
+        if was_filtering:
+            keras.config.enable_traceback_filtering()
 
 
 def _refuse_variable(_: Any, **settings: Any) -> Any:

@@ -113,6 +113,9 @@ def _variables_of(parts: Mapping[str, Any]) -> dict[str, tf.Variable]:
         # `.variables` of a model has its seed states too, which `.weights` and tf.train.Checkpoint leave out.
         for variable in [part.state] if isinstance(part, keras.random.SeedGenerator) else part.variables:
             name = f"{part_name}/{variable.path}"
+            if isinstance(part, keras.optimizers.Optimizer):  # Adafactor names its slots alike; their order is fixed
+                repeated = sum(one == name or one.startswith(f"{name}#") for one in variables)
+                name += f"#{repeated}" if repeated else ""
             if name in variables:
                 raise UsageError(f"two variables are named {name!r}; give the layers of {part_name!r} different names.")
             variables[name] = variable

@@ -45,6 +45,11 @@ def rule_of(optimizer: keras.optimizers.Optimizer) -> UpdateRule:
     return getattr(optimizer, "_distloop_rule", None) or UpdateRule()
 
 
+def has_rule(optimizer: keras.optimizers.Optimizer) -> bool:
+    """Return whether `prepare` has seen the optimizer."""
+    return getattr(optimizer, "_distloop_rule", None) is not None
+
+
 def set_rule(optimizer: keras.optimizers.Optimizer, rule: UpdateRule) -> None:
     """Make `minimize` follow `rule` when it updates with `optimizer`."""
     optimizer._distloop_rule = rule
@@ -67,18 +72,15 @@ def check_optimizer(optimizer: object) -> None:
 
 def prepare(state: State, config: RunConfig) -> None:
     """Give each optimizer of `state` its rule, and `state` the variables for it. In the strategy's scope."""
-    if config.ema_momentum is not None:
-        models = {name: part for name, part in state.parts.items() if isinstance(part, keras.Layer)}
-        for name, model in models.items():
-            for variable in model.trainable_variables:
-                if id(variable) not in state.averages:
-                    average = tf.Variable(variable.value, trainable=False)
-                    state.averages[id(variable)] = (variable, average)
-                    state.added[f"average/{name}/{variable.path}"] = average
     for name, optimizer in state.parts.items():
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             continue
         check_optimizer(optimizer)
+        for variable in optimizer._trainable_variables if config.ema_momentum is not None else ():
+            if id(variable) not in state.averages:
+                average = tf.Variable(variable.value, trainable=False)
+                state.averages[id(variable)] = (variable, average)
+                state.added[f"average/{name}/{variable.path}"] = average
         loss_scale = None
         if config.precision == "mixed_float16":
             loss_scale = LossScale(_scaling(config))
@@ -97,17 +99,15 @@ def prepare(state: State, config: RunConfig) -> None:
         set_rule(optimizer, rule)
 
 
-def clip(gradients: Sequence[tf.Tensor], rule: UpdateRule, norm: tf.Tensor | None) -> list[tf.Tensor]:
-    """Clip dense, reduced gradients as the rule says; `norm` is their global norm. By value, by variable, then all."""
+def clip(gradients: Sequence[tf.Tensor], rule: UpdateRule) -> list[tf.Tensor]:
+    """Clip dense, reduced gradients as the rule says: by value, then by variable, then all together."""
     clipped = list(gradients)
     if rule.clip_value is not None:
         clipped = [tf.clip_by_value(g, -rule.clip_value, rule.clip_value) for g in clipped]
     if rule.clip_norm is not None:
         clipped = [tf.clip_by_norm(g, rule.clip_norm) for g in clipped]
     if rule.clip_global_norm is not None:
-        if rule.clip_value is not None or rule.clip_norm is not None:
-            norm = tf.linalg.global_norm(clipped)
-        clipped, _ = tf.clip_by_global_norm(clipped, rule.clip_global_norm, use_norm=norm)
+        clipped, _ = tf.clip_by_global_norm(clipped, rule.clip_global_norm)
     return clipped
 
 

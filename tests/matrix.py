@@ -35,11 +35,6 @@ def weights_of(arrays, replica):
     return _vector(arrays, replica, lambda part: part in ("model", "generator", "critic", "average"))
 
 
-def slots_of(arrays, replica):
-    """Return the optimizers' variables as one float64 vector."""
-    return _vector(arrays, replica, lambda part: "optimizer" in part or part in ("low", "high"))
-
-
 def _vector(arrays, replica, wanted):
     names = [key for key in sorted(arrays) if key.startswith(f"{replica}:") and wanted(re.split("[:/]", key)[1])]
     assert names
@@ -47,17 +42,34 @@ def _vector(arrays, replica, wanted):
 
 
 def difference(row, workers, reference):
-    """Return the largest relative distance to the reference, over weights, slots, replicas, workers and step losses."""
+    """Return the largest relative distance to the reference, over replicas and workers.
+
+    Of each variable (weights, statistics, averages, slots) by itself, and of each metric over the steps.
+    """
     (expected,) = reference
     found = []
     for arrays in workers:
-        for replica in replicas_of(arrays):
-            for vector in (weights_of, slots_of):
-                ours, theirs = vector(arrays, replica), vector(expected, "0")
-                found.append(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
-        for key in (key for key in expected if key.startswith("metric:")):
-            found.append(np.max(np.abs(arrays[key] - expected[key])) / np.max(np.abs(expected[key]), initial=1e-30))
+        for key, theirs in expected.items():
+            kind, _, name = key.partition(":")
+            if kind == "start" or "seed" in name or theirs.dtype.kind != "f":
+                continue
+            for ours in [arrays[key]] if kind == "metric" else [arrays[f"{r}:{name}"] for r in replicas_of(arrays)]:
+                apart = np.linalg.norm(ours.astype(np.float64) - theirs)
+                found.append(apart / max(np.linalg.norm(theirs.astype(np.float64)), 1e-30) if apart else 0.0)
     return max(found)
+
+
+def counters_differ(workers, reference):
+    """Return the integers (steps, iterations, skipped steps) that are not those of the reference."""
+    (expected,) = reference
+    return [
+        (key, replica)
+        for arrays in workers
+        for key, theirs in expected.items()
+        for replica in replicas_of(arrays)
+        if key.startswith("0:") and theirs.dtype.kind == "i" and "seed" not in key
+        if arrays[f"{replica}:{key[2:]}"] != theirs
+    ]
 
 
 def tolerance(row, reference):
@@ -82,9 +94,9 @@ def write_page(table, tolerances):
         "# The same numbers on every strategy",
         "",
         "Written by `python -m tests.matrix`; `tests/test_matrix.py` holds each cell to its tolerance. A cell is the",
-        f"largest relative difference to one device after {STEPS} steps with a global batch of {BATCH}: of the weights",
-        "(and their averages), of the optimizer's slots, and of the loss and metrics logged at each step, over all",
-        "replicas and all workers. Replicas and workers among themselves hold the same bits.",
+        f"largest relative difference to one device after {STEPS} steps with a global batch of {BATCH}: of any variable",
+        "(weight, statistic, average, optimizer slot) and of the loss and metrics logged at each step, over all replicas",
+        "and all workers. Replicas and workers among themselves hold the same bits, and counters are equal.",
         "",
         f"| row | tolerance | {' | '.join(others)} |",
         f"| --- | --- |{' --- |' * len(others)}",

@@ -207,6 +207,9 @@ ROWS = {
     "weight penalties": Row(
         lambda: regression(lambda: mlp(kernel_regularizer=keras.regularizers.L2(0.1)), penalized=True)
     ),
+    "weight penalties, uneven": Row(
+        lambda: regression(lambda: mlp(kernel_regularizer=keras.regularizers.L2(0.1)), penalized=True, examples=37)
+    ),
     "clip, global norm": Row(regression, dict(clip_global_norm=0.3)),
     "clip, each variable": Row(regression, dict(clip_norm=0.2)),
     "clip, value": Row(regression, dict(clip_value=0.05)),

@@ -47,6 +47,16 @@ def other_data_on_worker_1(config):
     return dataclasses.replace(toy.make_task(config), train_data=lambda: data)
 
 
+def other_eval_data_on_worker_1(config):
+    import os
+
+    from distloop.cluster import from_tf_config
+
+    rows = 10 - 4 * from_tf_config(os.environ.get("TF_CONFIG")).index
+    data = {name: array[:rows] for name, array in toy.DATA.items()}
+    return dataclasses.replace(toy.make_task(config), eval_data=lambda: data)
+
+
 def diverges(config):
     from distloop import minimize
 

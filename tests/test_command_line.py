@@ -191,11 +191,18 @@ def test_workers_with_other_flags_or_another_workdir_stop_with_a_sentence(tmp_pa
         (tmp_path / "0/summary.json").unlink()
 
 
-def test_workers_with_other_data_stop_with_a_sentence(tmp_path):
-    command = ("-m", "launch.local", "--workers=2", "--", "--task=tests.own_task:other_data_on_worker_1", *TOY[1:])
+@pytest.mark.parametrize(
+    ("task", "sentence"),
+    [
+        ("other_data_on_worker_1", "worker 1 reads other data than worker 0 (examples='11', x='float32 (3,) crc"),
+        ("other_eval_data_on_worker_1", "worker 1 evaluates other data than worker 0 (examples='6', x='float32 (3,)"),
+    ],
+)
+def test_workers_with_other_data_stop_with_a_sentence(tmp_path, task, sentence):
+    command = ("-m", "launch.local", "--workers=2", "--", f"--task=tests.own_task:{task}", *TOY[1:])
     code, out, err = harness.run(*command, f"--workdir={tmp_path / 'run'}")
     assert code == 64, out + err
-    assert "worker 1 reads other data than worker 0 (examples='11', x='float32 (3,) crc" in err
+    assert sentence in err
     assert not (tmp_path / "run").exists()
 
 

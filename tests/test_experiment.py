@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from distloop import RunConfig, State, UsageError, evaluate, train
+from distloop.task import named_variables
 from tests import toy
 
 CONFIG = RunConfig(global_batch_size=4, epochs=2, strategy="default")
@@ -82,6 +83,21 @@ def test_two_replicas_train_and_evaluate_again_and_again_in_one_process(tmp_path
     assert (repeated["train"], repeated["eval"]) == (summary["train"], summary["eval"])
 
 
+def test_training_gives_each_replica_seeds_of_its_own(tmp_path, mirrored):
+    settings = config(tmp_path, strategy="mirrored", replicas=2)
+    task, states = toy.make_task(settings), []
+
+    def build():
+        states.append(task.build())
+        return states[0]
+
+    train(dataclasses.replace(task, build=build), settings)
+    (seed,) = [v for name, v in named_variables(states[0]).items() if name.endswith("seed_generator_state")]
+    (first, drawn), (second, drawn_too) = (local.numpy() for local in mirrored.experimental_local_results(seed))
+    assert first != second
+    assert drawn == drawn_too == 6  # one mask a step, on each replica
+
+
 def test_synchronized_batch_normalization_is_saved_as_every_replica_has_it(tmp_path, mirrored):
     import keras
 
@@ -134,7 +150,7 @@ def test_a_resumed_run_has_the_same_bits_with_loss_scale_averages_and_dropout(tm
     summary = train(toy.make_task(settings), settings)
     whole, lines = last_checkpoint(), (tmp_path / "run/metrics.jsonl").read_text()
     assert whole["loss_scale/optimizer/skipped"] > 0
-    assert any(name.startswith("average/model/") for name in whole)
+    assert any(name.startswith("average/optimizer/net/") for name in whole)
     shutil.rmtree(max((tmp_path / "run/checkpoints").iterdir()))
     (tmp_path / "run/summary.json").unlink()  # as if killed after the last checkpoint but one
     again = train(toy.make_task(settings), settings)

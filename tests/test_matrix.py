@@ -12,7 +12,7 @@ import tensorflow as tf
 from distloop.data import make_stream, per_replica_batches
 from tests import matrix
 from tests.columns import COLUMNS, MATRIX_TESTED, REFERENCE
-from tests.matrix import difference, replicas_of, tolerance, weights_of
+from tests.matrix import counters_differ, difference, replicas_of, tolerance, weights_of
 from tests.matrix_rows import BATCH, ROWS, STEPS, X, Y
 
 
@@ -29,6 +29,7 @@ def column(request, tmp_path_factory):
 @pytest.mark.parametrize("row", ROWS)
 def test_weights_slots_and_step_losses_are_those_of_one_device(reference, column, row):
     assert difference(row, column[row], reference[row]) <= tolerance(row, reference[row])
+    assert counters_differ(column[row], reference[row]) == []
 
 
 @pytest.mark.parametrize("row", ROWS)
@@ -105,6 +106,21 @@ def test_plain_rows_are_what_numpy_computes(reference, row):
 def test_accumulation_is_the_step_over_the_whole_batch(reference, parts):
     one, accumulated = (weights_of(reference[f"accumulation {k}"][0], "0") for k in (1, parts))
     assert np.linalg.norm(accumulated - one) <= 1e-6 * np.linalg.norm(one)
+
+
+@pytest.mark.parametrize(
+    ("row", "plain"),
+    [
+        *((f"clip, {kind}", "accumulation 1") for kind in ("global norm", "each variable", "value")),
+        ("transform", "accumulation 1"),
+        ("sample weights", "accumulation 1"),
+        ("weight penalties", "accumulation 1"),
+        ("learning-rate schedule", "accumulation 1"),
+    ],
+)
+def test_what_a_row_asks_for_has_an_effect(reference, row, plain):
+    ours, others = (weights_of(reference[name][0], "0") for name in (row, plain))
+    assert np.linalg.norm(ours - others) > 1e-3 * np.linalg.norm(others)
 
 
 def test_jit_compile_changes_no_number_by_more_than_1e_5(reference):

@@ -13,6 +13,7 @@ from distloop.data import make_stream
 from tests import toy
 
 TASK = toy.make_task(RunConfig())
+STRANGER = keras.optimizers.SGD()
 
 
 def refusal(strategy, train_step):
@@ -192,7 +193,7 @@ def test_statistics_written_outside_of_a_loss_function_are_refused(strategy, par
         return getattr(TASK, part)(state, batch)
 
     with pytest.raises(
-        UsageError, match=r"the step writes '.*moving_mean' outside of a loss function, .* training=False"
+        UsageError, match=r"a layer writes '.*moving_mean' outside of a loss function, .* training=False"
     ):
         toy.compiled(strategy, dataclasses.replace(TASK, build=build, **{part: step}), training=part == "train_step")
 
@@ -222,3 +223,99 @@ def test_noise_may_be_drawn_beside_minimize_and_moves_its_seed(strategy):
     assert len(set(drawn)) == 3
     for local in strategy.experimental_local_results(state.noise.state.value):
         assert local.numpy()[1] == 3  # one draw a step, on each replica
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            lambda s, b: (({"x": b["x"]}), s.optimizer, s.model.trainable_variables),
+            "the dict of the step with its 'weight'",
+        ),
+        (lambda s, b: ((b["x"], b["y"]), s.optimizer, s.model.trainable_variables), "minimize got tuple as its batch"),
+        (lambda s, b: (b, None, s.model.trainable_variables), "minimize got a NoneType as its optimizer"),
+        (lambda s, b: (b, s.optimizer, s.model), "expected model.trainable_variables or a list"),
+        (lambda s, b: (b, s.optimizer, s.model.trainable_variables * 2), "minimize got a variable twice"),
+        (lambda s, b: (b, STRANGER, s.model.trainable_variables), "an optimizer that is not in the State"),
+    ],
+)
+def test_arguments_of_minimize_that_cannot_work_are_refused(arguments, sentence):
+    def step(state, batch):
+        batch, optimizer, variables = arguments(state, batch)
+        return minimize(lambda b: tf.square(state.model(b["x"])[:, 0]), batch, optimizer, variables)
+
+    assert sentence in refusal(tf.distribute.get_strategy(), step)
+
+
+def test_minimize_in_a_branch_is_refused(mirrored):
+    def step(state, batch):
+        tf.cond(state.step > 0, lambda: TASK.train_step(state, batch)["loss"].parts[0], lambda: 0.0)
+        return TASK.train_step(state, batch)
+
+    assert "stands in a branch, a loop or a tf.function within the step" in refusal(mirrored, step)
+
+
+def test_a_step_that_is_a_tf_function_is_refused(strategy):
+    assert "the step is a tf.function; give the plain function" in refusal(strategy, tf.function(TASK.train_step))
+
+
+def test_a_step_that_applies_an_optimizer_itself_is_refused(strategy):
+    def step(state, batch):
+        metrics = TASK.train_step(state, batch)
+        variables = state.model.trainable_variables
+        state.optimizer.apply([tf.zeros_like(v.value) for v in variables], variables)
+        return metrics
+
+    assert "the step applies an optimizer itself" in refusal(strategy, step)
+
+
+def test_a_mean_teacher_may_be_assigned_in_the_step(strategy):
+    def build():
+        return State(**TASK.build().parts, teacher=keras.Variable(np.zeros([3, 4], np.float32), trainable=False))
+
+    def step(state, batch):
+        metrics = TASK.train_step(state, batch)
+        student = tf.convert_to_tensor(state.model.trainable_variables[0].value)
+        state.teacher.assign(0.5 * tf.convert_to_tensor(state.teacher.value) + 0.5 * student)
+        return metrics
+
+    state, _, call = toy.compiled(strategy, dataclasses.replace(TASK, build=build, train_step=step))
+    call(1)
+    student = state.model.trainable_variables[0].numpy()
+    for local in strategy.experimental_local_results(state.teacher.value):
+        np.testing.assert_allclose(local.numpy(), 0.5 * student, rtol=1e-6)
+
+
+def test_a_refusal_from_within_a_layer_is_one_sentence(strategy):
+    class Writing(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.seen = self.add_weight(name="seen", shape=[], initializer="zeros", trainable=False)
+            self.built = True
+
+        def call(self, x):
+            self.seen.assign_add(1.0)
+            return x
+
+    def build():
+        return State(**TASK.build().parts, writing=Writing())
+
+    def step(state, batch):
+        state.writing(batch["x"])
+        return TASK.train_step(state, batch)
+
+    with pytest.raises(UsageError) as refused:
+        toy.compiled(strategy, dataclasses.replace(TASK, build=build, train_step=step))
+    assert str(refused.value).startswith("a layer writes 'writing")
+    assert "\n" not in str(refused.value)
+
+
+def test_an_optimizer_whose_slots_have_the_same_names_is_saved_by_number(strategy):
+    def build():
+        return State(model=TASK.build().model, optimizer=keras.optimizers.Adafactor(0.1))
+
+    state, _, call = toy.compiled(strategy, dataclasses.replace(TASK, build=build))
+    call(1)
+    assert len([name for name in toy.to_numpy(state) if name.startswith("optimizer/")]) == len(
+        state.optimizer.variables
+    )

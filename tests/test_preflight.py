@@ -1,8 +1,10 @@
 import functools
 import json
 import os
+import re
 import time
 
+import keras
 import tensorflow as tf
 
 import distloop
@@ -178,7 +180,8 @@ def step(state, batch):
 
 def test_the_version_of_the_code_is_that_of_the_file_that_defines_the_train_step(tmp_path):
     version = source_version(Task(step, step, dict))
-    assert version.startswith(f"distloop {distloop.__version__}, test_preflight.py ")
+    versions = rf"distloop {distloop.__version__} \w{{12}}, tensorflow {tf.__version__}, keras {keras.__version__}"
+    assert re.fullmatch(versions + r", test_preflight\.py \w{12}", version)
     assert version == source_version(step) == source_version(functools.partial(step, None))
     assert version == source_version(tf.function(step))
     assert version != source_version(toy.make_task)
@@ -186,4 +189,4 @@ def test_the_version_of_the_code_is_that_of_the_file_that_defines_the_train_step
     namespace = {}
     exec("def no_file(state, batch): ...", namespace)
     for without_source in (namespace["no_file"], print, functools.partial(print)):
-        assert source_version(without_source) == f"distloop {distloop.__version__}, source unknown"
+        assert re.fullmatch(versions + ", source unknown", source_version(without_source))

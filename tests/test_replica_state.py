@@ -1,5 +1,8 @@
 """State that replicas must agree on (statistics), and state in which they must differ (seeds of dropout)."""
 
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -79,7 +82,13 @@ def test_a_micro_batch_of_nothing_but_padding_has_no_say_in_the_statistics(strat
 
 
 def statistics_in_worker(strategy):
-    _, layer = trained_statistics(strategy)
+    """Train, save by the first worker, spoil, and restore on every worker."""
+    state, layer = trained_statistics(strategy)
+    folder = Path(sys.argv[2]).parent / "checkpoints"
+    Checkpointer(folder, state, writes=strategy.cluster_resolver.task_id == 0).save({})
+    strategy.reduce("SUM", tf.constant(0), axis=None)  # it is there, on all workers
+    layer.moving_mean.assign([0.0])
+    Checkpointer(folder, state, writes=False).restore()
     return {"mean": local_values(strategy, layer.moving_mean.value), **masks(strategy)}
 
 
@@ -136,7 +145,7 @@ def workers(tmp_path_factory):
     return in_workers.run("tests.test_replica_state:statistics_in_worker", tmp_path_factory.mktemp("w") / "out")
 
 
-def test_statistics_are_the_mean_over_workers(workers):
+def test_restored_statistics_are_the_mean_over_workers_on_every_worker(workers):
     mean, _ = expected_statistics(np.split(X, 2))
     for worker in workers:
         np.testing.assert_allclose(worker["mean"], [[mean]], rtol=1e-6)

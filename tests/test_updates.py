@@ -8,7 +8,8 @@ import tensorflow as tf
 from distloop import RunConfig, State, mean, minimize
 from distloop.config import UsageError
 from distloop.metrics import reduce
-from distloop.updates import UpdateRule, check_optimizer, prepare, set_rule
+from distloop.precision import Scaling
+from distloop.updates import UpdateRule, check_optimizer, prepare, rule_of, set_rule
 from tests.shared_step import collectives, run_step
 
 GRADIENTS = np.array([[3.0, 0.0], [6.0, 0.0]], np.float32)  # of one example each: two replicas hold one apiece
@@ -69,7 +70,7 @@ def test_a_transform_gets_the_reduced_clipped_gradients_and_the_variables(strate
 
 @pytest.mark.parametrize("bad", [lambda g, v: [], lambda g, v: [g[0][0]]])
 def test_a_transform_that_loses_gradients_is_refused(bad):
-    with pytest.raises(UsageError, match="expected one for each of the 1 variables, of its shape"):
+    with pytest.raises(UsageError, match="expected a list with one for each of the 1 variables, of its shape"):
         update(tf.distribute.get_strategy(), UpdateRule(), transform=bad)
 
 
@@ -237,3 +238,124 @@ def test_metrics_beside_minimize_share_one_more_reduction(mirrored):
         return reduce({**metrics, **beside})
 
     assert collectives(mirrored, step, {"x": GRADIENTS}) == ["CollectiveReduceV2"] * 4
+
+
+def test_the_settings_of_a_run_reach_minimize():
+    settings = dict(clip_global_norm=1.0, clip_norm=2.0, clip_value=3.0, gradient_norm=True, micro_batches=4)
+    state = weights(tf.distribute.get_strategy())
+    prepare(state, RunConfig(**settings, jit_compile=True, ema_momentum=0.75))
+    rule = rule_of(state.optimizer)
+    assert {name: getattr(rule, name) for name in settings} == settings
+    assert (rule.jit_compile, rule.ema_momentum, rule.loss_scale) == (True, 0.75, None)
+    assert set(rule.averages) == {id(state.layer.kernel)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "scaling"),
+    [
+        ({}, Scaling(2.0**15, 2000, 2.0, 0.5, 1.0)),
+        (
+            dict(
+                initial_loss_scale=64.0,
+                loss_scale_growth_steps=7,
+                loss_scale_growth_factor=4.0,
+                loss_scale_backoff_factor=0.25,
+                min_loss_scale=8.0,
+            ),
+            Scaling(64.0, 7, 4.0, 0.25, 8.0),
+        ),
+    ],
+)
+def test_the_loss_scale_of_a_run_is_as_its_flags_say(settings, scaling):
+    state = weights(tf.distribute.get_strategy())
+    prepare(state, RunConfig(precision="mixed_float16", **settings))
+    assert rule_of(state.optimizer).loss_scale.scaling == scaling
+
+
+def test_a_static_loss_scale_neither_grows_nor_shrinks():
+    state = weights(tf.distribute.get_strategy())
+    prepare(state, RunConfig(precision="mixed_float16", loss_scale=64.0))
+    loss_scale = rule_of(state.optimizer).loss_scale
+    for finite in (True, False, True):
+        loss_scale.update(tf.constant(finite))
+        assert float(loss_scale.scale.numpy()) == 64.0
+    assert loss_scale.scaling.growth_steps > 2**60
+
+
+def test_jit_compile_compiles_forward_and_backward_by_xla():
+    state = weights(tf.distribute.get_strategy())
+    compiled = {}
+    for jit in (False, True):
+        set_rule(state.optimizer, UpdateRule(jit_compile=jit))
+
+        def step(batch):
+            variables = state.layer.trainable_variables
+            metrics = minimize(lambda b: state.layer(b["x"])[:, 0], batch, state.optimizer, variables)
+            return metrics["loss"].parts
+
+        batch = {"x": tf.constant(GRADIENTS), "weight": tf.ones([2])}
+        graph = tf.function(step, autograph=False).get_concrete_function(batch).graph.as_graph_def()
+        functions = [f for f in graph.library.function if f.attr["_XlaMustCompile"].b]
+        compiled[jit] = {node.op for function in functions for node in function.node_def}
+    assert compiled[False] == set()
+    assert "MatMul" in compiled[True]
+    assert not any("Collective" in op or "Assign" in op for op in compiled[True])
+
+
+def test_the_logged_gradient_norm_is_from_before_clipping(strategy):
+    state = weights(strategy)
+    set_rule(state.optimizer, UpdateRule(gradient_norm=True, clip_value=0.5, clip_norm=0.25))
+
+    def step(batch):
+        return minimize(lambda b: state.layer(b["x"])[:, 0], batch, state.optimizer, state.layer.trainable_variables)
+
+    for metrics in run_step(strategy, step, {"x": GRADIENTS}):
+        np.testing.assert_allclose(metrics["gradient_norm"], [4.5, 1.0], rtol=1e-6)
+
+
+def test_micro_batches_hand_on_what_layers_write():
+    state = weights(tf.distribute.get_strategy())
+    noise = keras.random.SeedGenerator(1)
+    set_rule(state.optimizer, UpdateRule(micro_batches=4))
+
+    def step(batch):
+        def loss(b):
+            return state.layer(b["x"])[:, 0] * keras.random.normal([2], seed=noise)
+
+        return minimize(loss, batch, state.optimizer, state.layer.trainable_variables)
+
+    run_step(tf.distribute.get_strategy(), step, {"x": np.ones([8, 2], np.float32)})
+    assert noise.state.numpy()[1] == 4  # one draw a micro-batch
+
+
+def test_a_transform_with_noise_of_its_own_on_each_replica_is_refused(strategy):
+    noise = keras.random.SeedGenerator(1)
+
+    def transform(gradients, variables):
+        return [g + keras.random.normal(g.shape, seed=noise) for g in gradients]
+
+    with pytest.raises(UsageError, match=r"transform writes '.*seed_generator_state', .*stateless_normal"):
+        update(strategy, UpdateRule(), transform=transform)
+
+
+@pytest.mark.parametrize("penalty", ["activity", "vector"])
+def test_a_penalty_that_is_no_scalar_of_the_weights_is_refused(strategy, penalty):
+    with strategy.scope():
+        layer = keras.layers.Dense(
+            1, activity_regularizer=keras.regularizers.L2(0.1) if penalty == "activity" else None
+        )
+        layer.build((None, 2))
+        state = State(layer=layer, optimizer=keras.optimizers.SGD(1.0))
+
+    def step(batch):
+        return minimize(
+            lambda b: state.layer(b["x"])[:, 0],
+            batch,
+            state.optimizer,
+            state.layer.trainable_variables,
+            penalty=lambda: sum(state.layer.losses) if penalty == "activity" else state.layer.kernel.value,
+        )
+
+    sentence = "losses that depend on the examples" if penalty == "activity" else "expected a scalar: sum"
+    with pytest.raises(UsageError, match=sentence):
+        run_step(strategy, step, {"x": GRADIENTS})

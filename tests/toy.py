@@ -8,6 +8,7 @@ from distloop import RunConfig, State, Task, mean, minimize
 from distloop.data import make_stream, per_replica_batches
 from distloop.steps import compile_steps
 from distloop.task import named_variables
+from distloop.updates import prepare
 
 GENERATOR = np.random.default_rng(0)
 DATA = {"x": GENERATOR.normal(size=(10, 3)).astype(np.float32), "y": GENERATOR.normal(size=10).astype(np.float32)}
@@ -44,6 +45,7 @@ def compiled(strategy, task, *, batch_size=4, training=True):
     keras.utils.clear_session()  # the same names of variables each time
     with strategy.scope():
         state = task.build()
+        prepare(state, RunConfig())
     stream = make_stream(
         task.train_data(), name="train_data", global_batch_size=batch_size, seed=0 if training else None
     )
