@@ -45,8 +45,8 @@ def minimize(
     `transform(gradients, variables)` returns other gradients; it gets the reduced ones, clipped and dense, float32, and
     must give the same on every replica (no `tf.random` but the stateless kind, with a seed made of `state.step`).
     `name` begins the metrics' names (`name_loss`) in a step that minimizes twice; of two calls with one name, those of
-    the last remain. What layers write in `loss_fn` (statistics, seeds) is agreed on by the replicas: the mean over those
-    whose weights add up to more than 0. A `tf.Variable` that `loss_fn` writes is not, and is not restored by a skip.
+    the last remain. What layers write in `loss_fn` (statistics, seeds) is agreed on by the replicas: the mean over
+    those whose weights add up to more than 0. A `tf.Variable` that `loss_fn` writes is not, nor restored by a skip.
     Raises UsageError on a loss that is already reduced, on variables that are not Keras's, and if none has a gradient.
     """
     _check_call(batch, optimizer, variables, name)
@@ -155,8 +155,8 @@ def _clipped_and_transformed(
     if scope.written:
         (first, *_) = scope.written.values()
         raise UsageError(
-            f"transform writes {first.path!r}, which may be another value on each replica; it must give the same on all: "
-            "draw noise by tf.random.stateless_normal with a seed made of state.step, and keep state in tf.Variable."
+            f"transform writes {first.path!r}, perhaps another value on each replica; it must give the same on all: draw "
+            "noise by tf.random.stateless_normal with a seed made of state.step, and keep state in tf.Variable."
         )
     shapes = [g.shape for g in dense]
     found = [tf.convert_to_tensor(g) for g in transformed] if isinstance(transformed, list | tuple) else []

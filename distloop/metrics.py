@@ -53,8 +53,8 @@ class Metric:
 def mean(values: Any, weight: Any) -> Metric:
     """Sum `values` with `weight`, both `[local_batch]` or both `[local_batch, time, ...]`; the weights are the count.
 
-    Replica context, no communication. A weight of 0 leaves an entry out, such as padding or a masked token, whatever its
-    value; its gradient must still be finite: make the input of a logarithm safe with `tf.where`.
+    Replica context, no communication. A weight of 0 leaves an entry out, such as padding or a masked token, whatever
+    its value; its gradient must still be finite: make the input of a logarithm safe with `tf.where`.
     """
     weight = tf.cast(weight, tf.float32)
     values = tf.cast(values, tf.float32)
