@@ -155,7 +155,7 @@ def _clipped_and_transformed(
     if scope.written:
         (first, *_) = scope.written.values()
         raise UsageError(
-            f"transform writes {first.path!r}, perhaps another value on each replica; it must give the same on all: draw "
+            f"transform writes {first.path!r}, perhaps another on each replica; it must give the same on all: draw "
             "noise by tf.random.stateless_normal with a seed made of state.step, and keep state in tf.Variable."
         )
     shapes = [g.shape for g in dense]
