@@ -40,7 +40,7 @@ def train(
     `task` is a Task, or the name of one, which is then imported only once the strategy stands. Every worker calls it.
     `extra_actions` are functions of a `Progress` (plain floats, the same on every worker), called after each compiled
     call, once its metrics are written; no collective is in them, so what only one worker does holds up no other.
-    Raises UsageError for what the user can mend, before anything is written.
+    Raises UsageError for what the user can mend, before anything is written, and NotFiniteError if the run diverges.
     """
     folder = workdir.check(config)
     workers = cluster.from_tf_config(os.environ.get("TF_CONFIG"))
@@ -88,14 +88,7 @@ def train(
             for act in acts:
                 act(progress)
 
-    rate = record["examples"] / record["seconds"]
-    finite = {split: workdir.finite(record[split]) for split in ("train", "eval")}
-    summary = {**record, **finite, "steps": total_steps, "examples_per_second": rate}
-    if chief:
-        workdir.write_json(folder / "summary.json", summary)
-    display.table({"train": record["train"], "test": record["eval"]})
-    display.line(f"{rate:,.0f} examples/s over {record['seconds']:.1f} s of training")
-    display.line(f"tensorboard --logdir {shlex.quote(str(folder))}")
+    summary = _summarize(setup, record, total_steps, display)
     _leave_together(setup)
     return summary
 
@@ -201,6 +194,19 @@ def _facts(setup: _Setup, config: RunConfig, stream: Stream, start_step: int, to
         "total steps": f"{total_steps:,}" + (f", resumed after {start_step:,}" if start_step else ""),
         "workdir": setup.folder,
     }
+
+
+def _summarize(setup: _Setup, record: dict[str, Any], total_steps: int, display: Display) -> dict[str, Any]:
+    """Write and show how the run has ended."""
+    rate = record["examples"] / record["seconds"]
+    finite = {split: workdir.finite(record[split]) for split in ("train", "eval")}
+    summary = {**record, **finite, "steps": total_steps, "examples_per_second": rate}
+    if setup.workers.is_chief:
+        workdir.write_json(setup.folder / "summary.json", summary)
+    display.table({"train": record["train"], "test": record["eval"]})
+    display.line(f"{rate:,.0f} examples/s over {record['seconds']:.1f} s of training")
+    display.line(f"tensorboard --logdir {shlex.quote(str(setup.folder))}")
+    return summary
 
 
 def _write_nothing(step: int, split: str, values: Mapping[str, float]) -> None:

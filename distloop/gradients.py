@@ -63,10 +63,7 @@ def minimize(
         micro_batches=rule.micro_batches,
         jit_compile=rule.jit_compile,
     )
-    gradients, sums, values = _reduce(local)
-    count = sums[1]  # the loss comes first: total, count
-    inverse = tf.math.divide_no_nan(1.0, count if factor is None else count * factor)
-    gradients = [_multiply(_sum_repeated_rows(g), inverse) for g in gradients]
+    gradients, sums, values = _reduce(local, factor)
     wants_norm = rule.gradient_norm or rule.clip_global_norm is not None
     norm = tf.linalg.global_norm([tf.convert_to_tensor(g) for g in gradients]) if wants_norm else None
 
@@ -77,19 +74,16 @@ def minimize(
             _apply(optimizer, _clipped_and_transformed(gradients, local.variables, rule, transform), local.variables)
             update_averages(local.variables, rule)
 
-    if rule.loss_scale is None or scale is None:
+    finite = None
+    if rule.loss_scale is None:
         commit(gradients, values)
-        metrics = unpack(sums, local.metrics)
-        own = {} if norm is None else {"gradient_norm": _same_on_all(norm)}
     else:
         finite = all_finite(gradients)
         _run_if(finite, commit, gradients, values)
         rule.loss_scale.update(finite)
-        metrics = unpack(tf.where(finite, sums, 0.0), local.metrics)  # a skipped step counts nowhere
-        skipped = Metric((tf.cast(tf.logical_not(finite), tf.float32),), float, reduced=True)
-        own = {} if norm is None else {"gradient_norm": _same_on_all(norm, counted=finite)}
-        own |= {"loss_scale": _same_on_all(scale), "skipped_steps": skipped}
-    return {key if name is None else f"{name}_{key}": metric for key, metric in (metrics | own).items()}
+        sums = tf.where(finite, sums, 0.0)  # a skipped step counts nowhere
+    metrics = unpack(sums, local.metrics) | _own_metrics(norm, scale, finite)
+    return {key if name is None else f"{name}_{key}": metric for key, metric in metrics.items()}
 
 
 def _check_call(batch: Batch, optimizer: object, variables: Sequence[object], name: str | None) -> None:
@@ -120,25 +114,23 @@ def _check_call(batch: Batch, optimizer: object, variables: Sequence[object], na
         )
 
 
-def _reduce(local: LocalResult) -> tuple[list[Gradient], tf.Tensor, list[tf.Tensor]]:
+def _reduce(local: LocalResult, factor: tf.Tensor | None) -> tuple[list[Gradient], tf.Tensor, list[tf.Tensor]]:
     """Sum gradients and metric sums over all replicas and average what layers wrote, in the one reduction of a step.
 
-    The mean is over replicas that hold examples; one that has only padding has no say. Integers are not averaged: seeds
-    differ from replica to replica on purpose.
+    The gradients are divided by the global count, and by the loss scale that is in `factor`. What layers wrote becomes
+    its mean over the replicas that hold examples; integers stay: seeds differ from replica to replica on purpose.
     """
-    present = tf.cast(local.sums[1] > 0, tf.float32)
+    present = tf.cast(local.sums[1] > 0, tf.float32)  # the loss comes first in the sums: total, count
     floating = [i for i, value in enumerate(local.values) if value.dtype.is_floating]
     statistics = [tf.where(present > 0, tf.cast(local.values[i], tf.float32), 0.0) for i in floating]
-    if not floating:
-        gradients, sums = all_reduce_sum((local.gradients, local.sums))
-        return gradients, sums, local.values
     gradients, sums, statistics, holders = all_reduce_sum((local.gradients, local.sums, statistics, present))
+    inverse = tf.math.divide_no_nan(1.0, sums[1] if factor is None else sums[1] * factor)
     values = list(local.values)
     for i, total in zip(floating, statistics, strict=True):
         variable = local.written[i]
         average = tf.where(holders > 0, total / tf.maximum(holders, 1.0), tf.cast(variable.value, tf.float32))
         values[i] = tf.cast(average, values[i].dtype)
-    return gradients, sums, values
+    return [_multiply(_sum_repeated_rows(g), inverse) for g in gradients], sums, values
 
 
 def _clipped_and_transformed(
@@ -201,10 +193,16 @@ def _apply(
         ) from error
 
 
-def _same_on_all(value: tf.Tensor, *, counted: tf.Tensor | None = None) -> Metric:
-    """Return a metric of a value that every replica holds; its mean is over steps, those `counted` if given."""
-    count = tf.constant(1.0) if counted is None else tf.cast(counted, tf.float32)
-    return Metric((tf.where(count > 0, value, 0.0), count), divide, reduced=True)
+def _own_metrics(norm: tf.Tensor | None, scale: Any, finite: tf.Tensor | None) -> dict[str, Metric]:
+    """Return what minimize says of its step: the same on all replicas, means over steps, those not skipped."""
+    counted = tf.constant(1.0) if finite is None else tf.cast(finite, tf.float32)
+    own = {}
+    if norm is not None:
+        own["gradient_norm"] = Metric((tf.where(counted > 0, norm, 0.0), counted), divide, reduced=True)
+    if scale is not None:
+        own["loss_scale"] = Metric((scale, tf.constant(1.0)), divide, reduced=True)
+        own["skipped_steps"] = Metric((1.0 - counted,), float, reduced=True)
+    return own
 
 
 def _leave_as_they_are(gradients_and_variables: Any) -> Any:
