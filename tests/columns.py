@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import pytest
+
 from tests import harness
 
 
@@ -25,9 +27,11 @@ COLUMNS = {
     "two processes": Column(2, dict(strategy="multiworker")),
     "two processes of two replicas": Column(2, dict(strategy="multiworker", replicas=2)),
 }
-_ALL = os.environ.get("DISTLOOP_ALL_COLUMNS") == "1"
-TESTED = list(COLUMNS) if _ALL else ["mirrored 2", "two processes"]
-MATRIX_TESTED = list(COLUMNS) if _ALL else ["mirrored 2"]  # a column of the matrix takes a minute
+ALL_COLUMNS = os.environ.get("DISTLOOP_ALL_COLUMNS") == "1"
+TESTED = list(COLUMNS) if ALL_COLUMNS else ["mirrored 2", "two processes"]
+needs_all_columns = pytest.mark.skipif(
+    not ALL_COLUMNS, reason="takes minutes: set DISTLOOP_ALL_COLUMNS=1, as .ci/run does"
+)
 
 
 def run_processes(column: str, arguments: Sequence[str], *, limit_secs: float = 180) -> None:

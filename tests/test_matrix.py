@@ -11,9 +11,12 @@ import tensorflow as tf
 
 from distloop.data import make_stream, per_replica_batches
 from tests import matrix
-from tests.columns import COLUMNS, MATRIX_TESTED, REFERENCE
+from tests.columns import COLUMNS, REFERENCE, needs_all_columns
 from tests.matrix import counters_differ, difference, replicas_of, tolerance, weights_of
 from tests.matrix_rows import BATCH, ROWS, STEPS, X, Y
+
+
+pytestmark = needs_all_columns
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +24,7 @@ def reference(tmp_path_factory):
     return matrix.run_column(REFERENCE, tmp_path_factory.mktemp("reference"))
 
 
-@pytest.fixture(scope="module", params=[column for column in MATRIX_TESTED if column != REFERENCE])
+@pytest.fixture(scope="module", params=[column for column in COLUMNS if column != REFERENCE])
 def column(request, tmp_path_factory):
     return matrix.run_column(request.param, tmp_path_factory.mktemp("column"))
 
