@@ -15,7 +15,6 @@ from tests.columns import COLUMNS, REFERENCE, needs_all_columns
 from tests.matrix import counters_differ, difference, replicas_of, tolerance, weights_of
 from tests.matrix_rows import BATCH, ROWS, STEPS, X, Y
 
-
 pytestmark = needs_all_columns
 
 

@@ -10,7 +10,6 @@ from sklearn import metrics as sk
 from tests.columns import COLUMNS, needs_all_columns, run_processes
 from tests.metric_tasks import SIZES, THRESHOLDS, TRAIN_SIZE, data, roc_auc
 
-
 pytestmark = needs_all_columns
 
 
