@@ -175,7 +175,7 @@ def test_workers_that_differ_all_end_with_the_sentence():
 
 
 def step(state, batch):
-    raise NotImplementedError
+    return {}  # only its source is looked at
 
 
 def test_the_version_of_the_code_is_that_of_the_file_that_defines_the_train_step(tmp_path):

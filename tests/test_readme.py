@@ -110,6 +110,13 @@ def test_the_results_are_those_of_the_records():
         assert re.search(rf"accuracy │ 0\.\d+ │ {accuracy.strip()} │", records), run
 
 
+def test_the_largest_difference_is_that_of_the_record():
+    page = (harness.ROOT / "docs/equivalence.md").read_text()
+    rows = [row.strip("| ").split(" | ") for row in page.splitlines() if re.match(r"\| .*\| \d", row)]
+    largest = max(float(cell) for row in rows if row[1] == "1e-05" for cell in row[2:])
+    assert f"{len(rows)} kinds of step on five strategies, 1e{round(np.log10(largest))} in float32" in README
+
+
 @pytest.mark.parametrize("command", [command for command in COMMANDS if "launch." in command and "venv" not in command])
 def test_the_commands_run(tmp_path, command):
     (task,) = [block for language, block in BLOCKS if language == "python" and "def make_task" in block]
