@@ -7,7 +7,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:  # the same table as below, in the form that type checkers and editors read
-    from distloop.config import NotFiniteError, RunConfig, UsageError
+    from distloop.config import NotFiniteError, PeerLostError, PreflightError, RunConfig, Stopped, UsageError
     from distloop.data import in_memory
     from distloop.datasets import load_tfds
     from distloop.experiment import evaluate, train
@@ -20,7 +20,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "NotFiniteError": "config",
+    "PeerLostError": "config",
+    "PreflightError": "config",
     "RunConfig": "config",
+    "Stopped": "config",
     "UsageError": "config",
     "in_memory": "data",
     "load_tfds": "datasets",
@@ -38,8 +41,11 @@ _HOMES = {
 __all__ = [
     "Metric",
     "NotFiniteError",
+    "PeerLostError",
+    "PreflightError",
     "RunConfig",
     "State",
+    "Stopped",
     "Task",
     "UsageError",
     "evaluate",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from distloop.checkpoint import Checkpointer
+from distloop.config import Stopped
 from distloop.console import Display, show
 from distloop.loop import Evaluation, Progress
 from distloop.writers import Writer
@@ -29,7 +30,7 @@ def write_to(writer: Writer, display: Display, record: dict[str, Any]) -> Action
 
     def act(progress: Progress) -> None:
         rate = progress.examples / progress.seconds
-        values = {**progress.metrics, "examples_per_second": rate}
+        values = {**progress.metrics, "examples_per_second": rate, "input_wait": progress.input_wait}
         record["examples"] += progress.examples
         record["seconds"] += progress.seconds
         if progress.epoch_metrics is not None:
@@ -48,12 +49,14 @@ def write_to(writer: Writer, display: Display, record: dict[str, Any]) -> Action
 
 
 def evaluate_with(
-    evaluate: Callable[[], Evaluation], writer: Writer, display: Display, record: dict[str, Any]
+    evaluate: Callable[[], Evaluation | None], writer: Writer, display: Display, record: dict[str, Any]
 ) -> Action:
-    """Evaluate, write and show the metrics, and keep them in `record`."""
+    """Evaluate, write and show the metrics, and keep them in `record`. Raises Stopped if it was cut short."""
 
     def act(progress: Progress) -> None:
         evaluation = evaluate()
+        if evaluation is None:
+            raise Stopped
         record["eval"], record["eval_count"] = evaluation.metrics, evaluation.counted
         writer(progress.step, "eval", evaluation.metrics)
         display.line(f"eval      {show(evaluation.metrics)}  ({evaluation.counted:,.0f} counted)")
@@ -62,9 +65,20 @@ def evaluate_with(
 
 
 def save_to(checkpointer: Checkpointer, record: dict[str, Any]) -> Action:
-    """Save the state, with `record` and the sums of the open epoch."""
+    """Save the state, with `record` and the sums of an open epoch and an open call."""
 
     def act(progress: Progress) -> None:
-        checkpointer.save({"record": record, "open_epoch": progress.open_epoch})
+        open_call = progress.open_call and progress.open_call._asdict()
+        checkpointer.save({"record": record, "open_epoch": progress.open_epoch, "open_call": open_call, "redo": None})
+
+    return act
+
+
+def save_to_redo(checkpointer: Checkpointer, record: dict[str, Any]) -> Action:
+    """Save the state such that a resumed run first does all actions of this `Progress` again."""
+
+    def act(progress: Progress) -> None:
+        redo = progress._replace(stopping=False)._asdict()
+        checkpointer.save({"record": record, "open_epoch": progress.open_epoch, "open_call": None, "redo": redo})
 
     return act

@@ -13,11 +13,33 @@ DEFAULT_EPOCHS = 5
 
 
 class UsageError(ValueError):
-    """Report input that cannot work: what was wrong, what was expected, what to do. Exit code 64."""
+    """Report input that cannot work: what was wrong, what was expected, what to do."""
+
+    exit_code = 64  # EX_USAGE of sysexits.h
 
 
 class NotFiniteError(ArithmeticError):
-    """Report that a run has stopped because a metric or a variable is no longer finite. Exit code 1."""
+    """Report that a run has ended because a metric or a variable is no longer finite. The same command would again."""
+
+    exit_code = 65
+
+
+class PreflightError(RuntimeError):
+    """Report that the machines cannot train together: a worker does not answer, or sums come out wrong."""
+
+    exit_code = 69  # EX_UNAVAILABLE
+
+
+class PeerLostError(RuntimeError):
+    """Report that this worker ended because another one did, which has the true error."""
+
+    exit_code = 138
+
+
+class Stopped(Exception):
+    """Report that all workers have stopped after the same step, as asked, with a checkpoint to go on from."""
+
+    exit_code = 143  # as a shell says of SIGTERM
 
 
 def _setting(default: Any, help_text: str, *, shapes_result: bool = True) -> Any:
@@ -93,6 +115,11 @@ class RunConfig:
     ema_momentum: float | None = _setting(
         None, "keep a moving average of the weights with this momentum, such as 0.999, and evaluate with it"
     )
+    deterministic: bool = _setting(
+        False,
+        "same bits in every run on the same hardware: deterministic operations and a fixed order of sums, "
+        "at some cost in speed on GPUs",
+    )
     jit_compile: bool = _setting(False, "compile forward and backward with XLA; reductions and updates stay outside")
 
     def __post_init__(self) -> None:
@@ -165,11 +192,17 @@ class RunConfig:
         return values if self.train_steps else {**values, "epochs": self.epochs or DEFAULT_EPOCHS}
 
 
+def shaping_settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that make a run what it is, as JSON values."""
+    values = config.to_dict()
+    return {setting.name: values[setting.name] for setting in fields(config) if setting.metadata["shapes_result"]}
+
+
 def shaping_differences(config: RunConfig, other: dict[str, Any]) -> list[str]:
     """Return `name: theirs, not ours` for each setting that makes `other` (a saved config) another run."""
-    ours = config.to_dict()
+    defaults = {setting.name: setting.default for setting in fields(config)}
     return [
-        f"{setting.name}={other.get(setting.name, setting.default)!r} there, {ours[setting.name]!r} here"
-        for setting in fields(config)
-        if setting.metadata["shapes_result"] and other.get(setting.name, setting.default) != ours[setting.name]
+        f"{name}={other.get(name, defaults[name])!r} there, {value!r} here"
+        for name, value in shaping_settings(config).items()
+        if other.get(name, defaults[name]) != value
     ]

@@ -1,35 +1,25 @@
 """`train(task, config)` and `evaluate(task, config)`: how the parts make a run, from top to bottom."""
 
+import copy
+import itertools
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import tensorflow as tf
 
-from distloop import actions, cluster, preflight, runtime, strategies, workdir
-from distloop.checkpoint import Checkpointer
-from distloop.config import RunConfig, UsageError
+from distloop import actions, cluster, preflight, startup, workdir
+from distloop.config import RunConfig, Stopped, UsageError, shaping_settings
 from distloop.console import Display
-from distloop.data import Stream, describe, make_stream, per_replica_batches
+from distloop.data import Stream
 from distloop.guard import stop_if_not_finite
-from distloop.loop import Evaluation, evaluate_once, train_steps
-from distloop.steps import CompiledSteps, compile_steps, separate_seeds
-from distloop.task import Source, State, StepFn, Task, check_layers, load_task
-from distloop.tasks import find
-from distloop.updates import prepare
+from distloop.lifecycle import Lifecycle
+from distloop.loop import Evaluation, OpenCall, Progress, evaluate_once, train_steps
+from distloop.startup import Setup
+from distloop.steps import separate_seeds
+from distloop.task import Task, named_variables
 from distloop.writers import make_writer
-
-
-class _Setup(NamedTuple):
-    folder: Path
-    workers: cluster.Cluster
-    strategy_name: str
-    strategy: tf.distribute.Strategy
-    task: Task
-    state: State
-    checkpointer: Checkpointer
 
 
 def train(
@@ -40,163 +30,154 @@ def train(
     `task` is a Task, or the name of one, which is then imported only once the strategy stands. Every worker calls it.
     `extra_actions` are functions of a `Progress` (plain floats, the same on every worker), called after each compiled
     call, once its metrics are written; no collective is in them, so what only one worker does holds up no other.
-    Raises UsageError for what the user can mend, before anything is written, and NotFiniteError if the run diverges.
+    Raises UsageError for what the user can mend, before anything is written; NotFiniteError if the run diverges;
+    Stopped after a SIGTERM or SIGINT, with a checkpoint of the step after which all workers have stopped.
     """
     folder = workdir.check(config)
     workers = cluster.from_tf_config(os.environ.get("TF_CONFIG"))
-    chief = workers.is_chief
-    display = Display(enabled=chief)
+    display = Display(enabled=workers.is_chief)
     summary = workdir.finished_summary(folder)
     if summary is not None:
         display.line(f"the run in {folder} is finished at step {summary['steps']}; nothing to do.")
         return summary
-    setup = _set_up(task, config, folder, workers)
-    record = {"train": {}, "eval": {}, "eval_count": 0, "examples": 0, "seconds": 0.0}
-    host_state = setup.checkpointer.restore() or {"record": record, "open_epoch": None}
+    life = Lifecycle(workers)
+    with life.recording_errors(folder):
+        strategy = startup.start_strategy(task, config, workers)
+        with life.listening() as stop:
+            setup = startup.set_up(task, config, folder, workers, *strategy)
+            summary = _train(setup, life, stop, display, extra_actions)
+            life.leave_together()
+    return summary
+
+
+def _train(
+    setup: Setup, life: Lifecycle, stop: tf.Variable, display: Display, extra_actions: Sequence[actions.Action]
+) -> dict[str, Any]:
+    config = setup.config
+    fresh = {"train": {}, "eval": {}, "eval_count": 0, "examples": 0, "seconds": 0.0}
+    host_state = setup.checkpointer.restore() or {"record": fresh, "open_epoch": None, "open_call": None, "redo": None}
     record, start_step = host_state["record"], int(setup.state.step.numpy())
     separate_seeds(setup.strategy, setup.state)
-    stream = _stream(setup.task.train_data, config, "train_data", seed=config.seed)
-    eval_stream = _eval_stream(setup, config)
-    _compare_streams(workers, start_step, data=stream, evaluation=eval_stream)
-    preflight.check_reduction(setup.strategy, workers)
-    call = _compile(setup, setup.task.train_step, stream, first_step=start_step, training=True)
-    evaluate_now = _evaluator(setup, eval_stream)
+    stream, eval_stream = startup.train_stream(setup), startup.eval_stream(setup)
+    data_facts = startup.compare_streams(setup, data=stream, evaluation=eval_stream)
+    preflight.check_reduction(setup.strategy, setup.workers)
+    life.phase, life.step = "compile", start_step
+    call = startup.compiled(setup, setup.task.train_step, stream, first_step=start_step, training=True, stop=stop)
+    evaluate_now = _evaluator(setup, eval_stream, stop)
     total_steps = config.total_steps(stream.steps_per_epoch)
     eval_every = config.eval_every_steps or stream.steps_per_epoch
     save_every = config.checkpoint_every_steps or stream.steps_per_epoch
 
     # From here on files are written: everything that can be wrong with the input has been tried.
-    if chief:
-        folder.mkdir(parents=True, exist_ok=True)
-        workdir.write_json(folder / "config.json", config.to_dict())
-    writer = make_writer(folder, after_step=start_step) if chief else _write_nothing
-    display.facts(f"distloop {config.task or 'task'}", _facts(setup, config, stream, start_step, total_steps))
+    display.facts(f"distloop {config.task or 'task'}", startup.facts_for_people(setup, stream, start_step, total_steps))
+    _write_config(setup, data_facts, display)
+    redo = [] if host_state["redo"] is None else [Progress(**host_state["redo"])]
+    is_chief = setup.workers.is_chief
+    writer = make_writer(setup.folder, after_step=start_step - len(redo)) if is_chief else _write_nothing
     acts = [actions.write_to(writer, display, record), stop_if_not_finite(setup.state, every=save_every)]
     if evaluate_now is not None:
-        acts.append(actions.every(eval_every, actions.evaluate_with(evaluate_now, writer, display, record)))
+        evaluation = actions.evaluate_with(evaluate_now, writer, display, record)
+        acts.append(actions.every(eval_every, life.in_phase("eval", evaluation)))
     acts.extend(extra_actions)
-    acts.append(actions.every(save_every, actions.save_to(setup.checkpointer, record)))
+    acts.append(actions.every(save_every, life.in_phase("save", actions.save_to(setup.checkpointer, record))))
+    steps = train_steps(
+        call,
+        stream,
+        start_step=start_step,
+        total_steps=total_steps,
+        stops=(config.steps_per_call, eval_every, save_every),
+        open_epoch=host_state["open_epoch"],
+        open_call=None if host_state["open_call"] is None else OpenCall(**host_state["open_call"]),
+    )
+    life.phase, life.training = "step", True
     with display:
-        for progress in train_steps(
-            call,
-            stream,
-            start_step=start_step,
-            total_steps=total_steps,
-            stops=(config.steps_per_call, eval_every, save_every),
-            open_epoch=host_state["open_epoch"],
-        ):
-            for act in acts:
-                act(progress)
+        _act_on_each(itertools.chain(redo, steps), acts, setup, life, record)
+    return _summarize(setup, record, total_steps, display)
 
-    summary = _summarize(setup, record, total_steps, display)
-    _leave_together(setup)
-    return summary
+
+def _act_on_each(
+    progresses: Iterable[Progress],
+    acts: Sequence[actions.Action],
+    setup: Setup,
+    life: Lifecycle,
+    record: dict[str, Any],
+) -> None:
+    """Do all actions after each call. If a worker was asked to stop, save, on all workers alike, and raise Stopped."""
+    for progress in progresses:
+        life.step = progress.step
+        before = copy.deepcopy(record)
+        if progress.open_call is None:
+            try:
+                for act in acts:
+                    act(progress)
+            except Stopped:  # in an evaluation
+                _stop(progress, actions.save_to_redo(setup.checkpointer, before), setup, life)
+        if progress.stopping and progress.step < progress.total_steps:
+            _stop(progress, actions.save_to(setup.checkpointer, record), setup, life)
+
+
+def _stop(progress: Progress, save: actions.Action, setup: Setup, life: Lifecycle) -> NoReturn:
+    life.phase = "save"
+    stop_if_not_finite(setup.state, every=1)(progress)  # no checkpoint may keep a NaN
+    save(progress)
+    life.leave_together()
+    raise Stopped(
+        f"stopped after step {progress.step} of {progress.total_steps}, as asked, with a checkpoint; the same command "
+        "goes on from there."
+    )
 
 
 def evaluate(task: Task | str | None, config: RunConfig) -> dict[str, float]:
     """Evaluate the newest checkpoint of `config.workdir`; return the means. Every worker calls it; writes nothing."""
+    folder = workdir.check(config)
     workers = cluster.from_tf_config(os.environ.get("TF_CONFIG"))
-    setup = _set_up(task, config, workdir.check(config), workers)
-    if setup.checkpointer.restore() is None:
-        raise UsageError(f"workdir {setup.folder} has no checkpoint to evaluate; train there first.")
-    eval_stream = _eval_stream(setup, config)
-    _compare_streams(workers, int(setup.state.step.numpy()), evaluation=eval_stream)
-    evaluate_now = _evaluator(setup, eval_stream)
-    if evaluate_now is None:
-        raise UsageError("the task has no eval_data; give it eval_step and eval_data.")
-    metrics = evaluate_now().metrics
-    _leave_together(setup)
-    return metrics
+    life = Lifecycle(workers)
+    strategy = startup.start_strategy(task, config, workers)
+    with life.listening() as stop:
+        setup = startup.set_up(task, config, folder, workers, *strategy)
+        if setup.checkpointer.restore() is None:
+            raise UsageError(f"workdir {folder} has no checkpoint to evaluate; train there first.")
+        eval_stream = startup.eval_stream(setup)
+        startup.compare_streams(setup, evaluation=eval_stream)
+        evaluate_now = _evaluator(setup, eval_stream, stop)
+        if evaluate_now is None:
+            raise UsageError("the task has no eval_data; give it eval_step and eval_data.")
+        evaluation = evaluate_now()
+        assert evaluation is not None  # a signal ends the process: there is nothing to save
+        life.leave_together()
+    return evaluation.metrics
 
 
-def _set_up(task: Task | str | None, config: RunConfig, folder: Path, workers: cluster.Cluster) -> _Setup:
-    """Make strategy, task, state and checkpointer, in the only order that works; write nothing."""
-    if task is not None and not isinstance(task, Task | str):
-        raise UsageError(f"task is a {type(task).__name__}; expected a distloop.Task, such as make_task(config).")
-    if not isinstance(task, Task):
-        find(task)  # an unknown task is told before TensorFlow starts
-    runtime.initialize(replicas=config.replicas, seed=config.seed, precision=config.precision)
-    strategy_name = strategies.choose(config.strategy, cluster=workers, replicas=config.replicas)
-    strategy = strategies.make_strategy(strategy_name, cluster=workers, replicas=config.replicas)
-    _check_batch_size(config, strategy.num_replicas_in_sync)
-    if strategy_name == "tpu" and config.precision == "mixed_float16":
-        raise UsageError("precision is mixed_float16, but TPUs compute in bfloat16; use --precision=mixed_bfloat16.")
-    if not isinstance(task, Task):
-        # User code comes after the strategy: an operation at import would make collectives impossible.
-        task = load_task(task, config)
-    # Workers that differ here would wait for each other for ever once they make variables.
-    facts = {
-        "flags": {**config.to_dict(), "data_dir": None},  # where the data lies is each worker's own matter
-        "replicas": strategy.num_replicas_in_sync // workers.num_workers,
-        "code": preflight.source_version(task),
-    }
-    preflight.check_workers(workers, facts)
-    with strategy.scope():
-        state = task.build()
-    if not isinstance(state, State):
-        raise UsageError(f"the task's build returned {type(state).__name__}; expected a distloop.State.")
-    check_layers(state, replicas=strategy.num_replicas_in_sync, jit_compile=config.jit_compile)
-    with strategy.scope():
-        prepare(state, config)
-    checkpointer = Checkpointer(folder / "checkpoints", state, writes=workers.is_chief)
-    return _Setup(folder, workers, strategy_name, strategy, task, state, checkpointer)
-
-
-def _check_batch_size(config: RunConfig, replicas: int) -> None:
-    size, parts = config.global_batch_size, replicas * config.micro_batches
-    below = size // parts * parts
-    if below != size:
-        nearest = f"{below} or {below + parts}" if below else str(parts)
-        accumulated = f" times {config.micro_batches} micro-batches" if config.micro_batches > 1 else ""
-        raise UsageError(
-            f"global_batch_size ({size}) must be a multiple of the {replicas} replicas{accumulated}; use {nearest}."
-        )
-
-
-def _stream(source_fn: Callable[[], Source], config: RunConfig, name: str, *, seed: int | None) -> Stream:
-    return make_stream(source_fn(), name=name, global_batch_size=config.global_batch_size, seed=seed)
-
-
-def _compile(setup: _Setup, step_fn: StepFn, stream: Stream, *, first_step: int, training: bool) -> CompiledSteps:
-    dataset = setup.strategy.distribute_datasets_from_function(
-        lambda context: per_replica_batches(stream, context, first_step=first_step)
-    )
-    return compile_steps(setup.strategy, step_fn, setup.state, dataset, training=training)
-
-
-def _eval_stream(setup: _Setup, config: RunConfig) -> Stream | None:
-    return setup.task.eval_data and _stream(setup.task.eval_data, config, "eval_data", seed=None)
-
-
-def _compare_streams(workers: cluster.Cluster, start_step: int, **streams: Stream | None) -> None:
-    """Raise UsageError on every worker if one reads other data, and so makes other steps, or has another checkpoint."""
-    facts: dict[str, object] = {name: stream and describe(stream) for name, stream in streams.items()}
-    preflight.check_workers(workers, {**facts, "checkpoint": start_step})
-
-
-def _evaluator(setup: _Setup, stream: Stream | None) -> Callable[[], Evaluation] | None:
+def _evaluator(setup: Setup, stream: Stream | None, stop: tf.Variable) -> Callable[[], Evaluation | None] | None:
     if setup.task.eval_step is None or stream is None:
         return None
-    call = _compile(setup, setup.task.eval_step, stream, first_step=0, training=False)
+    call = startup.compiled(setup, setup.task.eval_step, stream, first_step=0, training=False, stop=stop)
     return lambda: evaluate_once(call, stream)
 
 
-def _facts(setup: _Setup, config: RunConfig, stream: Stream, start_step: int, total_steps: int) -> dict[str, Any]:
-    replicas, workers = setup.strategy.num_replicas_in_sync, setup.workers.num_workers
-    return {
-        "strategy": setup.strategy_name,
-        "replicas": replicas,
-        "workers": workers,
-        "devices": ", ".join(strategies.local_devices(setup.strategy)) + (" each worker" if workers > 1 else ""),
-        "global batch": config.global_batch_size,
-        "per-replica batch": config.global_batch_size // replicas,
-        "steps an epoch": f"{stream.steps_per_epoch:,} ({stream.num_examples:,} examples)",
-        "total steps": f"{total_steps:,}" + (f", resumed after {start_step:,}" if start_step else ""),
-        "workdir": setup.folder,
+def _write_config(setup: Setup, data_facts: Mapping[str, Any], display: Display) -> None:
+    """Write `config.json` with what the run is made of; say what has changed since it began. The chief does."""
+    if not setup.workers.is_chief:
+        return
+    variables = {name: [v.dtype.name, v.shape.as_list()] for name, v in named_variables(setup.state).items()}
+    made_of = {
+        "settings": shaping_settings(setup.config),
+        "code": setup.code,
+        "replicas": setup.strategy.num_replicas_in_sync,
+        "variables": workdir.fingerprint(variables),
+        **data_facts,
     }
+    path = setup.folder / "config.json"
+    before = (workdir.read_json(path) or {}).get("made_of", made_of)
+    changed = [name for name in made_of if before.get(name) != made_of[name]]
+    if changed:
+        display.line(f"resumed with other {' and '.join(changed)} than before: see made_of in {path}.")
+    setup.folder.mkdir(parents=True, exist_ok=True)
+    fingerprint = workdir.fingerprint(made_of)
+    workdir.write_json(path, {**setup.config.to_dict(), "fingerprint": fingerprint, "made_of": made_of})
 
 
-def _summarize(setup: _Setup, record: dict[str, Any], total_steps: int, display: Display) -> dict[str, Any]:
+def _summarize(setup: Setup, record: dict[str, Any], total_steps: int, display: Display) -> dict[str, Any]:
     """Write and show how the run has ended."""
     rate = record["examples"] / record["seconds"]
     finite = {split: workdir.finite(record[split]) for split in ("train", "eval")}
@@ -211,9 +192,3 @@ def _summarize(setup: _Setup, record: dict[str, Any], total_steps: int, display:
 
 def _write_nothing(step: int, split: str, values: Mapping[str, float]) -> None:
     """Stand in for the writer on all workers but the chief."""
-
-
-def _leave_together(setup: _Setup) -> None:
-    """Wait for all workers: one that ends early makes the others fail (tensorflow#58434)."""
-    if setup.workers.num_workers > 1:
-        setup.strategy.reduce(tf.distribute.ReduceOp.SUM, tf.constant(0), axis=None)

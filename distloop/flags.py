@@ -7,15 +7,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
-from typing import Any, NoReturn
+from typing import Any
 
 from absl import app, flags, logging
 
 from distloop import tasks, workdir
-from distloop.config import NotFiniteError, RunConfig, UsageError
+from distloop.config import NotFiniteError, PeerLostError, PreflightError, RunConfig, Stopped, UsageError
 from distloop.launcher import local
-
-USAGE_ERROR = 64  # EX_USAGE of sysexits.h
 
 
 def define_config_flags() -> None:
@@ -53,32 +51,34 @@ def _define(define: Callable[..., Any], name: str, default: Any, help_text: str)
 
 
 def _run(main: Callable[[Sequence[str]], int], *, advice: str) -> None:
-    """Parse the flags, call `main(arguments)` and exit; what the user can mend is one sentence and exit code 64."""
+    """Parse the flags, call `main(arguments)` and exit; an end that is no error of the code is one sentence."""
 
     def parse(argv: Sequence[str]) -> Sequence[str]:
         try:
             return flags.FLAGS(argv)
         except flags.Error as error:
-            _exit_with(f"{str(error).rstrip('.')}. {advice}")
+            _say(f"{str(error).rstrip('.')}. {advice}")
+            sys.exit(UsageError.exit_code)
 
     def guarded(argv: Sequence[str]) -> int:
         try:
             return main(argv[1:])
-        except UsageError as error:
-            _exit_with(str(error))
-        except NotFiniteError as error:
-            print(f"distloop: {error}", file=sys.stderr)
-            return 1
+        except PeerLostError as error:
+            _say(str(error))
+            sys.stdout.flush()
+            os._exit(error.exit_code)  # ending TensorFlow properly without its peers takes seconds
+        except (UsageError, NotFiniteError, PreflightError, Stopped) as error:
+            _say(str(error))
+            return error.exit_code
         except KeyboardInterrupt:
-            print("distloop: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+            _say("interrupted; the same command goes on from the last checkpoint.")
             return 128 + signal.SIGINT
 
     app.run(guarded, flags_parser=parse)
 
 
-def _exit_with(sentence: str) -> NoReturn:
-    print(f"distloop: {sentence}", file=sys.stderr)
-    sys.exit(USAGE_ERROR)
+def _say(sentence: str) -> None:
+    print(f"distloop: {sentence}", file=sys.stderr, flush=True)
 
 
 def _train(arguments: Sequence[str]) -> int:

@@ -118,12 +118,19 @@ def _reduce(local: LocalResult, factor: tf.Tensor | None) -> tuple[list[Gradient
     """Sum gradients and metric sums over all replicas and average what layers wrote, in the one reduction of a step.
 
     The gradients are divided by the global count, and by the loss scale that is in `factor`. What layers wrote becomes
-    its mean over the replicas that hold examples; integers stay: seeds differ from replica to replica on purpose.
+    its mean over the replicas that hold examples; integers stay: seeds differ from replica to replica on purpose. The
+    first reduction of a step also carries the step's riders.
     """
     present = tf.cast(local.sums[1] > 0, tf.float32)  # the loss comes first in the sums: total, count
     floating = [i for i, value in enumerate(local.values) if value.dtype.is_floating]
     statistics = [tf.where(present > 0, tf.cast(local.values[i], tf.float32), 0.0) for i in floating]
-    gradients, sums, statistics, holders = all_reduce_sum((local.gradients, local.sums, statistics, present))
+    step = current_step()
+    riders = step.riders if step is not None and step.reduced_riders is None else tf.zeros([0])
+    carried = tf.concat([local.sums, riders], axis=0)
+    gradients, carried, statistics, holders = all_reduce_sum((local.gradients, carried, statistics, present))
+    sums = carried[: local.sums.shape[0]]
+    if step is not None and step.reduced_riders is None:
+        step.reduced_riders = carried[local.sums.shape[0] :]
     inverse = tf.math.divide_no_nan(1.0, sums[1] if factor is None else sums[1] * factor)
     values = list(local.values)
     for i, total in zip(floating, statistics, strict=True):

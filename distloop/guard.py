@@ -16,13 +16,18 @@ def stop_if_not_finite(state: State, *, every: int) -> Callable[[Progress], None
     """Return an action that raises NotFiniteError on every worker alike if the run has diverged.
 
     It looks at the metrics of each call, and at the variables when a metric is bad and where a checkpoint follows:
-    `every` so many steps and at the end.
+    `every` so many steps, at a stop and at the end.
     """
     streaks = {name: variable for name, variable in state.added.items() if name.endswith("/streak")}
 
     def act(progress: Progress) -> None:
         bad_step = progress.first_bad_step
-        if bad_step is not None or progress.step % every == 0 or progress.step == progress.total_steps:
+        if (
+            bad_step is not None
+            or progress.stopping
+            or progress.step % every == 0
+            or progress.step == progress.total_steps
+        ):
             variable = first_not_finite(state)
             if bad_step is not None:
                 metric = next(iter(progress.bad_metrics), "a metric")

@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from distloop.config import UsageError
 
-RESERVED = ("step", "split", "examples_per_second", "counted")  # what a line of metrics.jsonl has beside the metrics
+TIMES = ("examples_per_second", "input_wait")  # what a line of metrics.jsonl has that differs from run to run
+RESERVED = ("step", "split", "counted", *TIMES)  # and all that it has beside the metrics
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,13 @@ def gather(compute: Callable[..., Any], *values: Any, weight: Any) -> Metric:
 def pack(metrics: Mapping[str, Metric]) -> tf.Tensor:
     """Return the parts of all metrics as one float32 vector."""
     parts = [part for metric in metrics.values() for part in metric.parts]
-    return tf.concat([tf.reshape(tf.cast(part, tf.float32), [-1]) for part in parts], axis=0)
+    return tf.concat([tf.zeros([0]), *(tf.reshape(tf.cast(part, tf.float32), [-1]) for part in parts)], axis=0)
 
 
 def unpack(packed: tf.Tensor, like: Mapping[str, Metric]) -> dict[str, Metric]:
     """Return the metrics `like` with their parts from a packed vector that was summed over all replicas."""
+    if not like:
+        return {}
     parts = iter(tf.split(packed, [_size(part) for metric in like.values() for part in metric.parts]))
     return {
         name: replace(metric, parts=tuple(tf.reshape(next(parts), part.shape) for part in metric.parts), reduced=True)
@@ -123,13 +126,20 @@ def all_reduce_sum(values: Any) -> Any:
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
-def reduce(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-    """Sum over all replicas what is not summed yet: one small reduction, none if `minimize` returned all of them."""
+def reduce_and_pack(
+    metrics: Mapping[str, Metric], riders: tf.Tensor, reduced_riders: tf.Tensor | None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sum over all replicas what is not summed yet; return all parts packed, and the sum of the `riders` `[n]` float32.
+
+    One small reduction, none if `minimize` returned all of the metrics and took the riders along. Replica context.
+    """
     local = {name: metric for name, metric in metrics.items() if not metric.reduced}
-    if not local:
-        return dict(metrics)
-    reduced = unpack(all_reduce_sum(pack(local)), local)
-    return {name: reduced.get(name, metric) for name, metric in metrics.items()}
+    if not local and reduced_riders is not None:
+        return pack(metrics), reduced_riders
+    packed = pack(local)
+    sums = all_reduce_sum(tf.concat([packed, riders], axis=0))
+    size = _shape(packed)[0]
+    return pack({**metrics, **unpack(sums[:size], local)}), sums[size:] if reduced_riders is None else reduced_riders
 
 
 def check(metrics: object) -> dict[str, Metric]:

@@ -21,7 +21,7 @@ from tensorflow.python.eager import context as tf_context
 
 import distloop
 from distloop.cluster import Cluster
-from distloop.config import UsageError
+from distloop.config import PreflightError, UsageError
 from distloop.metrics import all_reduce_sum
 from distloop.task import Task
 
@@ -49,7 +49,7 @@ _rounds = itertools.count()  # a key can be set once; all workers take the same 
 
 
 def check_reduction(strategy: tf.distribute.Strategy, workers: Cluster) -> None:
-    """Sum known numbers over all replicas and raise UsageError on every worker if one replica gets a wrong sum.
+    """Sum known numbers over all replicas and raise PreflightError on every worker if one replica gets a wrong sum.
 
     Cross-replica context. A small and a large tensor go the way that gradients go, and the host compares each local
     replica's result. Verdicts travel beside the reduction, so a broken one cannot hide them; one that hangs still does.
@@ -80,7 +80,7 @@ def check_reduction(strategy: tf.distribute.Strategy, workers: Cluster) -> None:
         which = f"replica {wrong[0]}" if len(wrong) == 1 else f"replicas {', '.join(map(str, wrong))}"
         algorithm = _algorithm(strategy)
         cure = "set NCCL_P2P_DISABLE=1, or use" if "NCCL" in algorithm.upper() else "use"
-        raise UsageError(
+        raise PreflightError(
             f"the all-reduce over {replicas} replicas by {algorithm} gave {which} a wrong sum of known numbers, and "
             f"training would be wrong too; {cure} another --strategy or fewer replicas, and look for faulty hardware."
         )
@@ -153,7 +153,7 @@ def _from_all_workers(workers: Cluster, text: str) -> list[str]:
         try:
             said.append(service.get_config_key_value(f"{key}/{worker}", timeout_in_ms=PATIENCE_SECS * 1000))
         except tf.errors.DeadlineExceededError as error:
-            raise UsageError(
+            raise PreflightError(
                 f"worker {worker} said nothing for {PATIENCE_SECS} s before the first step, where all workers compare "
                 "what they are about to do; look at what it printed last."
             ) from error

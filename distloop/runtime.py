@@ -1,16 +1,24 @@
 """The state of this process: devices, seeds, precision. Only this module changes it, before the first operation."""
 
+import os
+
 import keras
 import tensorflow as tf
 
 from distloop.config import UsageError
 
 
-def initialize(*, replicas: int | None, seed: int, precision: str) -> None:
+def initialize(*, replicas: int | None, seed: int, precision: str, deterministic: bool = False) -> None:
     """Set up `replicas` devices (GPUs, or logical CPU devices where there is none), seeds and Keras's dtype policy.
 
-    Must run before TensorFlow starts its devices. Raises UsageError if there are fewer devices than asked for.
+    `deterministic` cannot be taken back in this process. Must run before TensorFlow starts its devices. Raises
+    UsageError if there are fewer devices than asked for.
     """
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+        # NCCL otherwise picks its algorithm by measuring, and with it the order in which it sums.
+        os.environ.setdefault("NCCL_ALGO", "Ring")
+        os.environ.setdefault("NCCL_PROTO", "Simple")
     gpus = tf.config.list_physical_devices("GPU")
     if replicas is not None and gpus and replicas > len(gpus):
         raise UsageError(f"replicas is {replicas}, but this machine has {len(gpus)} GPU(s); ask for at most that many.")

@@ -44,9 +44,11 @@ class StepScope(keras.StatelessScope):
     move theirs alike, and what the step itself assigns, such as the weights of a mean teacher.
     """
 
-    def __init__(self, values: Sequence[tuple[keras.Variable, Any]] = ()) -> None:
+    def __init__(self, values: Sequence[tuple[keras.Variable, Any]] = (), *, riders: tf.Tensor) -> None:
         super().__init__(state_mapping=values)
         self.has_unnamed_minimize = False
+        self.riders = riders  # what the host adds to the step's reduction, `[n]` float32,
+        self.reduced_riders: tf.Tensor | None = None  # and its sum over replicas, once a reduction has taken it
 
     def __enter__(self) -> "StepScope":
         self._token = _current.set(self)

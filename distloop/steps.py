@@ -22,9 +22,12 @@ COUNTED = "counted"  # the metric that every evaluation has beside the user's: t
 class CallResult(NamedTuple):
     """Hold what a call found, the same on every worker."""
 
+    steps: int  # fewer than asked for if a worker was asked to stop: all have stopped after this one
     sums: np.ndarray  # float64 `[size]`: the metrics' parts, packed, summed over steps and replicas
     gathered: np.ndarray  # float64 `[steps * global_batch, width]`: the gathered metrics' parts, packed
     first_bad_step: int  # index in the call of the first step with a sum that is not finite, else -1
+    input_wait_secs: float  # time in which the replicas waited for batches, their mean
+    stopping: bool  # whether a worker has been asked to stop
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class CompiledSteps:
     def __call__(self, num_steps: int) -> CallResult:
         """Run `num_steps` steps. Every worker must make the same calls. Waits for the result (device sync)."""
         try:
-            sums, gathered, first_bad_step = self._call(self._iterator, tf.constant(num_steps))
+            steps, sums, gathered, first_bad_step, riders = self._call(self._iterator, tf.constant(num_steps))
         except tf.errors.InvalidArgumentError as error:
             cause = re.search(r"\w+Error: .*did not match the expected structure.*", str(error))
             if cause is None:
@@ -47,47 +50,74 @@ class CompiledSteps:
                 f"the data stopped with {cause[0].rstrip('.')}; every example must have the structure and the shapes "
                 "of the first."
             ) from error
-        return CallResult(sums.numpy(), gathered.numpy(), int(first_bad_step.numpy()))
+        rows, examples, width = gathered.shape
+        stopped, waited = riders.numpy().tolist()
+        return CallResult(
+            steps=int(steps.numpy()),
+            sums=sums.numpy(),
+            gathered=gathered.numpy().reshape([rows * examples, width]),
+            first_bad_step=int(first_bad_step.numpy()),
+            input_wait_secs=waited,
+            stopping=stopped > 0,
+        )
 
 
 def compile_steps(
-    strategy: tf.distribute.Strategy, step_fn: StepFn, state: State, dataset: Any, *, training: bool
+    strategy: tf.distribute.Strategy,
+    step_fn: StepFn,
+    state: State,
+    dataset: Any,
+    *,
+    training: bool,
+    stop: tf.Variable,
 ) -> CompiledSteps:
     """Trace `step_fn(state, batch)` over a distributed, endless `dataset`; `training` advances `state.step`.
 
-    An evaluation uses the averages of the weights, if there are any. Cross-replica context. Raises what the user's step
-    raises, as it is, before anything runs.
+    An evaluation uses the averages of the weights, if there are any. `stop` is a float32 scalar of this worker, above 0
+    once it was asked to stop; each step reads it and adds it to its reduction, so that all workers leave the call after
+    the same step. Cross-replica context. Raises what the user's step raises, as it is, before anything runs.
     """
     with untuned():
         iterator = iter(dataset)
     metrics: dict[str, Metric] = {}
 
-    def replica_step(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        with tf.variable_creator_scope(_refuse_variable):
-            found = _train_step(step_fn, state, batch) if training else _eval_step(step_fn, state, batch)
+    def replica_step(batch: Batch, riders: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        # Within the scope a step reads the averages in place of the weights, if it evaluates.
+        scope = StepScope([] if training else list(state.averages.values()), riders=riders)
+        with tf.variable_creator_scope(_refuse_variable), scope:
+            found = _call_user(step_fn, state, batch)
+        found = _check_training(found) if training else {**found, COUNTED: _count(batch)}
         metrics.update(found)
         summed = {name: metric for name, metric in found.items() if not metric.gathered}
-        return metrics_lib.pack(metrics_lib.reduce(summed)), metrics_lib.pack_gathered(found)
+        packed, riders = metrics_lib.reduce_and_pack(summed, riders, scope.reduced_riders)
+        return packed, metrics_lib.pack_gathered(found), riders
 
     def call(iterator: Iterator[Batch], num_steps: tf.Tensor) -> Any:
-        def one_step(index: tf.Tensor, sums: tf.Tensor, rows: tf.TensorArray, first_bad: tf.Tensor) -> Any:
-            results = strategy.run(replica_step, args=(next(iterator),))
+        def one_step(
+            index: tf.Tensor, sums: tf.Tensor, rows: tf.TensorArray, first_bad: tf.Tensor, total: tf.Tensor
+        ) -> Any:
+            batch, waited = _next(iterator)
+            results = strategy.run(replica_step, args=(batch, tf.stack([stop.read_value(), waited])))
             if training:
                 state.step.assign_add(1)
             # Every replica holds the same; the first local one needs no communication.
-            packed, gathered = [strategy.experimental_local_results(result)[0] for result in results]
+            packed, gathered, riders = [strategy.experimental_local_results(result)[0] for result in results]
             is_bad = tf.logical_not(tf.reduce_all(tf.math.is_finite(packed)))
             first_bad = tf.where((first_bad < 0) & is_bad, index, first_bad)
             # float64, so that counts stay exact however long the call is.
-            return index + 1, sums + tf.cast(packed, tf.float64), rows.write(index, gathered), first_bad
+            sums = sums + tf.cast(packed, tf.float64)
+            return index + 1, sums, rows.write(index, gathered), first_bad, total + riders / replicas
 
+        replicas = strategy.num_replicas_in_sync
         rows = tf.TensorArray(tf.float64, size=num_steps)
-        start = (tf.constant(0), tf.constant(0.0, tf.float64), rows, tf.constant(-1))
+        start = (tf.constant(0), tf.constant(0.0, tf.float64), rows, tf.constant(-1), tf.zeros([2]))
         # The length of the sums is known once the step is traced: they start as a scalar 0.
         scalar, unknown = tf.TensorShape([]), tf.TensorShape(None)  # pyright: ignore[reportArgumentType] (stub)
-        shapes = (scalar, unknown, unknown, scalar)
-        _, sums, rows, first_bad = tf.while_loop(lambda i, *_: i < num_steps, one_step, start, shapes)
-        return sums, rows.concat(), first_bad
+        shapes = (scalar, unknown, unknown, scalar, tf.TensorShape([2]))
+        steps, sums, rows, first_bad, riders = tf.while_loop(
+            lambda index, _, __, ___, total: (index < num_steps) & (total[0] <= 0), one_step, start, shapes
+        )
+        return steps, sums, rows.gather(tf.range(steps)), first_bad, riders
 
     # Without AutoGraph, a user's error keeps its type and points at the user's line. This costs `if tensor:` in a step.
     compiled: Any = tf.function(call, autograph=False)
@@ -113,19 +143,24 @@ def separate_seeds(strategy: tf.distribute.Strategy, state: State) -> None:
         tf.function(lambda: strategy.run(separate), autograph=False)()
 
 
-def _train_step(step_fn: StepFn, state: State, batch: Batch) -> dict[str, Metric]:
-    with StepScope():
-        metrics = _call_user(step_fn, state, batch)
+def _next(iterator: Iterator[Batch]) -> tuple[Batch, tf.Tensor]:
+    """Return the next batch of each local replica, and the seconds that it took to come, float32."""
+    began = tf.timestamp()
+    with tf.control_dependencies([began]):
+        batch = next(iterator)
+    with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
+        return batch, tf.cast(tf.timestamp() - began, tf.float32)
+
+
+def _check_training(metrics: dict[str, Metric]) -> dict[str, Metric]:
     for name, metric in metrics.items():
         if metric.gathered:
             raise UsageError(f"the train step returned {name!r} made by gather; gather belongs in the eval step.")
     return metrics
 
 
-def _eval_step(step_fn: StepFn, state: State, batch: Batch) -> dict[str, Metric]:
-    with StepScope(list(state.averages.values())):
-        metrics = _call_user(step_fn, state, batch)
-    return {**metrics, COUNTED: Metric((tf.reduce_sum(batch["weight"]),), float)}
+def _count(batch: Batch) -> Metric:
+    return Metric((tf.reduce_sum(batch["weight"]),), float)
 
 
 def _call_user(step_fn: StepFn, state: State, batch: Batch) -> dict[str, Metric]:

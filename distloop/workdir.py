@@ -1,5 +1,6 @@
 """The folder of a run: whose it is, whether it is finished, and writing small files whole. Imports no TensorFlow."""
 
+import hashlib
 import json
 import math
 import os
@@ -59,6 +60,12 @@ def check(config: RunConfig) -> Path:
             "give a new workdir, or that run's settings to go on with it."
         )
     return workdir
+
+
+def fingerprint(made_of: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits that change with any of the JSON values that a run is made of."""
+    text = json.dumps(made_of, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 _FILES = ("summary.json", "metrics.jsonl", "checkpoints", "train", "eval")  # of a run, beside config.json

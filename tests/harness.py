@@ -52,10 +52,13 @@ def run(*arguments: str, limit_secs: float = 180, **environment: str) -> tuple[i
     return finish(start(arguments, **environment), limit_secs=limit_secs)
 
 
-def run_workers(arguments: Sequence[str], *, workers: int, limit_secs: float = 180) -> list[tuple[int, str, str]]:
+def run_workers(
+    arguments: Sequence[str], *, workers: int, limit_secs: float = 180, **environment: str
+) -> list[tuple[int, str, str]]:
     """Run `python <arguments>` in every worker of a fresh cluster on loopback, to their ends."""
     addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(workers))
-    processes = [start(arguments, TF_CONFIG=to_tf_config(Cluster(addresses, index))) for index in range(workers)]
+    configs = [to_tf_config(Cluster(addresses, index)) for index in range(workers)]
+    processes = [start(arguments, TF_CONFIG=config, **environment) for config in configs]
     try:
         return [finish(process, limit_secs=limit_secs) for process in processes]
     finally:

@@ -14,7 +14,7 @@ def values_on_each_replica(strategy, step, batches):
         mine = metrics.check(step(batch))  # not `found`: the replicas take turns at each reduction
         found.update(mine)
         summed = {name: metric for name, metric in mine.items() if not metric.gathered}
-        packed = metrics.pack(metrics.reduce(summed)) if summed else tf.zeros([0])
+        packed, _ = metrics.reduce_and_pack(summed, tf.zeros([1]), None)
         return packed, metrics.pack_gathered(mine)
 
     def share(batch):

@@ -90,7 +90,7 @@ def run(strategy, case, bad_replica):
         dataset = strategy.distribute_datasets_from_function(
             lambda context: per_replica_batches(stream, context, first_step=first_step)
         )
-        return compile_steps(strategy, step, state, dataset, training=True)
+        return compile_steps(strategy, step, state, dataset, training=True, stop=tf.Variable(0.0))
 
     if bad_replica is not None:
         calls = [compiled(step, 0)] * STEPS

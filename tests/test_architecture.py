@@ -23,6 +23,7 @@ FLOORS = {
     "runtime": 1,
     "strategies": 1,
     "metrics": 1,
+    "lifecycle": 1,
     "writers": 1,
     "console": 1,
     "keras_metrics": 1.5,
@@ -40,6 +41,7 @@ FLOORS = {
     "loop": 4,
     "actions": 4.5,
     "guard": 4.5,
+    "startup": 4.5,
     "experiment": 5,
     "flags": 6,
     "__main__": 7,
@@ -101,7 +103,7 @@ def test_only_named_modules_import_absl_and_only_launchers_stay_outside():
     [
         (".all_reduce(", ["metrics"]),
         ("strategy.run(", ["gradients", "preflight", "steps"]),
-        (".is_chief", ["experiment"]),
+        (".is_chief", ["experiment", "startup"]),
         ("FLAGS", ["flags"]),
     ],
 )
@@ -116,8 +118,8 @@ def test_files_are_short():
 
 def test_public_names_are_frozen():
     assert distloop.__all__ == [
-        *("Metric", "NotFiniteError", "RunConfig", "State", "Task", "UsageError", "evaluate", "gather", "in_memory"),
-        *("keras_metric", "load_tfds", "mean", "minimize", "train"),
+        *("Metric", "NotFiniteError", "PeerLostError", "PreflightError", "RunConfig", "State", "Stopped", "Task"),
+        *("UsageError", "evaluate", "gather", "in_memory", "keras_metric", "load_tfds", "mean", "minimize", "train"),
     ]
     for name in distloop.__all__:
         assert getattr(distloop, name).__doc__
@@ -131,7 +133,7 @@ def test_flags_are_frozen():
         *("train_steps", "steps_per_call", "eval_every_steps", "checkpoint_every_steps", "seed", "learning_rate"),
         *("precision", "loss_scale", "initial_loss_scale", "loss_scale_growth_steps", "loss_scale_growth_factor"),
         *("loss_scale_backoff_factor", "min_loss_scale", "clip_global_norm", "clip_norm", "clip_value"),
-        *("gradient_norm", "micro_batches", "ema_momentum", "jit_compile"),
+        *("gradient_norm", "micro_batches", "ema_momentum", "deterministic", "jit_compile"),
     ]
 
 

@@ -18,6 +18,7 @@ import tensorflow as tf
 from distloop.cluster import Cluster, to_tf_config
 from distloop.datasets import SAMPLE_DIR
 from distloop.launcher.local import free_ports
+from distloop.metrics import TIMES
 from distloop.workdir import write_json
 from tests import harness
 from tests.test_writers import events, lines
@@ -118,7 +119,7 @@ def checkpoint(workdir):
 
 
 def without_timing(workdir):
-    return [{k: v for k, v in line.items() if k != "examples_per_second"} for line in lines(workdir)]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines(workdir)]
 
 
 def test_a_run_leaves_what_it_says_and_running_it_again_says_it_is_finished(tmp_path):
@@ -233,7 +234,7 @@ def test_two_workers_write_event_files_by_the_chief_alone_and_equal_to_the_metri
         for tag in {tag for _, tag, _ in found}:
             steps = [step for step, name, _ in found if name == tag]
             assert steps == sorted(set(steps))
-    assert {tag for _, tag, _ in events(tmp_path / "train")} == {"loss", "epoch_loss", "examples_per_second"}
+    assert {tag for _, tag, _ in events(tmp_path / "train")} == {"loss", "epoch_loss", *TIMES}
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ class Recorded:
     def __call__(self, num_steps):
         steps = np.arange(self.step, self.step + num_steps, dtype=np.float64)
         self.step += num_steps
-        return CallResult(np.array([steps.sum(), num_steps]), np.zeros([1, 0]), -1)
+        return CallResult(num_steps, np.array([steps.sum(), num_steps]), np.zeros([1, 0]), -1, 0.0, False)
 
 
 def stream():

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from distloop import RunConfig, State, mean, minimize
 from distloop.config import UsageError
-from distloop.metrics import reduce
+from distloop.metrics import Metric, reduce_and_pack
 from distloop.precision import Scaling
 from distloop.updates import UpdateRule, check_optimizer, prepare, rule_of, set_rule
 from tests.shared_step import collectives, run_step
@@ -235,7 +235,8 @@ def test_metrics_beside_minimize_share_one_more_reduction(mirrored):
         variables = state.layer.trainable_variables
         metrics = minimize(lambda b: state.layer(b["x"])[:, 0], batch, state.optimizer, variables)
         beside = {name: mean(batch["x"][:, 0], batch["weight"]) for name in ("one", "two")}
-        return reduce({**metrics, **beside})
+        packed, _ = reduce_and_pack({**metrics, **beside}, tf.zeros([2]), None)
+        return {"packed": Metric((packed,), float)}
 
     assert collectives(mirrored, step, {"x": GRADIENTS}) == ["CollectiveReduceV2"] * 4
 

@@ -53,4 +53,4 @@ def compiled(strategy, task, *, batch_size=4, training=True):
         lambda context: per_replica_batches(stream, context, first_step=0)
     )
     step = task.train_step if training else task.eval_step
-    return state, stream, compile_steps(strategy, step, state, dataset, training=training)
+    return state, stream, compile_steps(strategy, step, state, dataset, training=training, stop=tf.Variable(0.0))

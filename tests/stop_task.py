@@ -1,0 +1,72 @@
+"""A task whose workers ask themselves to stop, by a real SIGTERM at a chosen moment: --task=tests.stop_task:make_task.
+
+STOP="step:5:1" sends it during step 5 of worker 1; the moments are step, eval, save and input; worker "all" is each.
+"""
+
+import dataclasses
+import os
+import signal
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from distloop.cluster import from_tf_config
+from tests import toy
+
+
+def _stop_here(moment, step):
+    chosen, _, rest = os.environ.get("STOP", "").partition(":")
+    if chosen != moment:
+        return False
+    at, worker = rest.split(":")
+    here = from_tf_config(os.environ.get("TF_CONFIG")).index
+    if int(step) != int(at) or worker not in ("all", str(here)):
+        return False
+    os.kill(os.getpid(), signal.SIGTERM)
+    return True
+
+
+def _signal_in_graph(moment, step):
+    """Return 0 after calling `_stop_here` when the compiled step runs."""
+
+    def call(step):
+        if _stop_here(moment, step):
+            time.sleep(0.3)  # a slow step: the signal is heard within it
+        return np.float32(0)
+
+    return tf.ensure_shape(tf.numpy_function(call, [step], tf.float32), [])
+
+
+def make_task(config):
+    task = toy.make_task(config)
+    save = tf.raw_ops.SaveV2
+
+    def save_v2(**arguments):
+        _stop_here("save", arguments["prefix"].rpartition("step_")[2].split("/")[0].partition(".")[0])
+        return save(**arguments)
+
+    tf.raw_ops.SaveV2 = save_v2
+
+    def train_step(state, batch):
+        zero = _signal_in_graph("step", state.step)
+        return task.train_step(state, {**batch, "y": batch["y"] + zero})
+
+    def eval_step(state, batch):
+        zero = _signal_in_graph("eval", state.step)
+        return task.eval_step(state, {**batch, "y": batch["y"] + zero})
+
+    def train_data():
+        def slow(row):
+            if _stop_here("input", row):
+                time.sleep(1)  # so that the step is waiting for it
+            return np.float32(0)
+
+        def delayed(example):
+            zero = tf.ensure_shape(tf.numpy_function(slow, [example.pop("row")], tf.float32), [])
+            return {**example, "y": example["y"] + zero}
+
+        rows = {**task.train_data(), "row": np.arange(len(toy.DATA["y"]))}
+        return tf.data.Dataset.from_tensor_slices(rows).map(delayed)
+
+    return dataclasses.replace(task, train_step=train_step, eval_step=eval_step, train_data=train_data)
