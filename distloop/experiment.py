@@ -3,7 +3,6 @@
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -16,6 +15,7 @@ from distloop.data import Stream, describe, make_stream, per_replica_batches
 from distloop.guard import stop_if_not_finite
 from distloop.loop import Evaluation, evaluate_once, train_steps
 from distloop.steps import CompiledSteps, compile_steps, separate_seeds
+from distloop.storage import Path
 from distloop.task import Source, State, StepFn, Task, check_layers, load_task
 from distloop.tasks import find
 from distloop.updates import prepare
@@ -51,8 +51,9 @@ def train(
         display.line(f"the run in {folder} is finished at step {summary['steps']}; nothing to do.")
         return summary
     setup = _set_up(task, config, folder, workers)
-    record = {"train": {}, "eval": {}, "eval_count": 0, "examples": 0, "seconds": 0.0}
-    host_state = setup.checkpointer.restore() or {"record": record, "open_epoch": None}
+    record = {"train": {}, "eval": {}, "eval_count": 0, "examples": 0, "seconds": 0.0, "best": None}
+    host_state = setup.checkpointer.restore() or {"record": record, "open_epoch": None, "actions": {}}
+    actions.resume(extra_actions, host_state["actions"])
     record, start_step = host_state["record"], int(setup.state.step.numpy())
     separate_seeds(setup.strategy, setup.state)
     stream = _stream(setup.task.train_data, config, "train_data", seed=config.seed)
@@ -60,23 +61,26 @@ def train(
     _compare_streams(workers, start_step, data=stream, evaluation=eval_stream)
     preflight.check_reduction(setup.strategy, workers)
     call = _compile(setup, setup.task.train_step, stream, first_step=start_step, training=True)
-    evaluate_now = _evaluator(setup, eval_stream)
+    evaluate_now = _evaluator(setup, eval_stream, best_metric=config.best_metric)
     total_steps = config.total_steps(stream.steps_per_epoch)
     eval_every = config.eval_every_steps or stream.steps_per_epoch
     save_every = config.checkpoint_every_steps or stream.steps_per_epoch
 
     # From here on files are written: everything that can be wrong with the input has been tried.
     if chief:
-        folder.mkdir(parents=True, exist_ok=True)
-        workdir.write_json(folder / "config.json", config.to_dict())
+        workdir.prepare(folder, config, checkpoint_bytes=setup.checkpointer.num_bytes)
     writer = make_writer(folder, after_step=start_step) if chief else _write_nothing
     display.facts(f"distloop {config.task or 'task'}", _facts(setup, config, stream, start_step, total_steps))
-    acts = [actions.write_to(writer, display, record), stop_if_not_finite(setup.state, every=save_every)]
+    timings = setup.checkpointer.timings
+    acts = [actions.write_to(writer, display, record, timings), stop_if_not_finite(setup.state, every=save_every)]
     if evaluate_now is not None:
         acts.append(actions.every(eval_every, actions.evaluate_with(evaluate_now, writer, display, record)))
+        if config.best_metric:
+            acts.append(actions.every(eval_every, actions.keep_best(record, config.best_metric, mode=config.best_mode)))
+            acts.append(stop_if_not_finite(setup.state, every=eval_every))  # the best may be saved there
     acts.extend(extra_actions)
-    acts.append(actions.every(save_every, actions.save_to(setup.checkpointer, record)))
-    with display:
+    acts.append(actions.save_to(setup.checkpointer, record, steps=save_every, extra_actions=extra_actions))
+    with display, setup.checkpointer:
         for progress in train_steps(
             call,
             stream,
@@ -138,7 +142,7 @@ def _set_up(task: Task | str | None, config: RunConfig, folder: Path, workers: c
     check_layers(state, replicas=strategy.num_replicas_in_sync, jit_compile=config.jit_compile)
     with strategy.scope():
         prepare(state, config)
-    checkpointer = Checkpointer(folder / "checkpoints", state, writes=workers.is_chief)
+    checkpointer = Checkpointer(folder / "checkpoints", state, writes=workers.is_chief, keep=config.keep_checkpoints)
     return _Setup(folder, workers, strategy_name, strategy, task, state, checkpointer)
 
 
@@ -174,10 +178,16 @@ def _compare_streams(workers: cluster.Cluster, start_step: int, **streams: Strea
     preflight.check_workers(workers, {**facts, "checkpoint": start_step})
 
 
-def _evaluator(setup: _Setup, stream: Stream | None) -> Callable[[], Evaluation] | None:
+def _evaluator(
+    setup: _Setup, stream: Stream | None, *, best_metric: str | None = None
+) -> Callable[[], Evaluation] | None:
     if setup.task.eval_step is None or stream is None:
+        if best_metric:
+            raise UsageError(f"best_metric is {best_metric!r}, but the task has no eval_data to find the best with.")
         return None
     call = _compile(setup, setup.task.eval_step, stream, first_step=0, training=False)
+    if best_metric:
+        actions.check_best_metric(best_metric, call.metrics)
     return lambda: evaluate_once(call, stream)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 
 from distloop import tasks, workdir
-from distloop.config import NotFiniteError, RunConfig, UsageError
+from distloop.config import NotFiniteError, RunConfig, StorageError, UsageError
 from distloop.launcher import local
 
 USAGE_ERROR = 64  # EX_USAGE of sysexits.h
@@ -66,7 +66,7 @@ def _run(main: Callable[[Sequence[str]], int], *, advice: str) -> None:
             return main(argv[1:])
         except UsageError as error:
             _exit_with(str(error))
-        except NotFiniteError as error:
+        except (NotFiniteError, StorageError) as error:
             print(f"distloop: {error}", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
@@ -86,7 +86,8 @@ def _train(arguments: Sequence[str]) -> int:
         raise UsageError(f"unexpected argument {arguments[0]!r}; settings are flags, such as --epochs=5: see --help.")
     settings: dict[str, Any] = {setting.name: flags.FLAGS[setting.name].value for setting in fields(RunConfig)}
     config = RunConfig(**settings)
-    workdir.check(config)
+    with _silence():  # a remote workdir loads TensorFlow
+        workdir.check(config)
     if "" not in sys.path:
         sys.path.insert(0, "")  # so that a console script finds the user's task as `python -m` does
     tasks.find(config.task)
