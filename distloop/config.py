@@ -42,6 +42,12 @@ class Stopped(Exception):
     exit_code = 143  # as a shell says of SIGTERM
 
 
+class StorageError(OSError):
+    """Report that the last checkpoint of a run could not be written."""
+
+    exit_code = 1
+
+
 def _setting(default: Any, help_text: str, *, shapes_result: bool = True) -> Any:
     """Make a field. `shapes_result`: two runs that differ in it are different runs (not resumable into each other)."""
     return field(default=default, metadata={"help": help_text, "shapes_result": shapes_result})
@@ -91,6 +97,16 @@ class RunConfig:
     )
     checkpoint_every_steps: int | None = _setting(
         None, "save every so many steps (default: after each epoch); the end is always saved", shapes_result=False
+    )
+    keep_checkpoints: int = _setting(3, "how many of the newest checkpoints to keep, at least 2", shapes_result=False)
+    best_metric: str | None = _setting(
+        None,
+        "keep the checkpoint with the best value of this metric of the evaluations, such as accuracy",
+        shapes_result=False,
+    )
+    best_mode: str = _setting("max", "max or min: which value of --best_metric is best", shapes_result=False)
+    init_from: str | None = _setting(
+        None, "start from the weights of another run: its workdir, or the folder of one checkpoint"
     )
     seed: int = _setting(0, "seed of the initial weights and of the order of the examples")
     learning_rate: float = _setting(1e-3, "learning rate, for the tasks that use one")
@@ -144,6 +160,12 @@ class RunConfig:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and value >= 1):
                 raise UsageError(f"{name} is {value}; expected a whole number of at least 1.")
+        if not (isinstance(self.keep_checkpoints, int) and self.keep_checkpoints >= 2):
+            raise UsageError(
+                f"keep_checkpoints is {self.keep_checkpoints}; expected at least 2, so that a damaged one loses little."
+            )
+        if self.best_mode not in ("max", "min"):
+            raise UsageError(f"best_mode is {self.best_mode!r}; expected max or min.")
         if not 0 <= self.seed < 2**31:
             raise UsageError(f"seed is {self.seed}; expected a whole number from 0 to {2**31 - 1}.")
         for name in (

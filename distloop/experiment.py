@@ -4,7 +4,7 @@ import copy
 import itertools
 import os
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import tensorflow as tf
@@ -54,8 +54,10 @@ def _train(
     setup: Setup, life: Lifecycle, stop: tf.Variable, display: Display, extra_actions: Sequence[actions.Action]
 ) -> dict[str, Any]:
     config = setup.config
-    fresh = {"train": {}, "eval": {}, "eval_count": 0, "examples": 0, "seconds": 0.0}
-    host_state = setup.checkpointer.restore() or {"record": fresh, "open_epoch": None, "open_call": None, "redo": None}
+    fresh = {"train": {}, "eval": {}, "eval_count": 0, "examples": 0, "seconds": 0.0, "best": None}
+    nothing = {"record": fresh, "open_epoch": None, "open_call": None, "redo": None, "actions": {}}
+    host_state = setup.checkpointer.restore() or nothing
+    actions.resume(extra_actions, host_state["actions"])
     record, start_step = host_state["record"], int(setup.state.step.numpy())
     separate_seeds(setup.strategy, setup.state)
     stream, eval_stream = startup.train_stream(setup), startup.eval_stream(setup)
@@ -63,7 +65,7 @@ def _train(
     preflight.check_reduction(setup.strategy, setup.workers)
     life.phase, life.step = "compile", start_step
     call = startup.compiled(setup, setup.task.train_step, stream, first_step=start_step, training=True, stop=stop)
-    evaluate_now = _evaluator(setup, eval_stream, stop)
+    evaluate_now = _evaluator(setup, eval_stream, stop, best_metric=config.best_metric)
     total_steps = config.total_steps(stream.steps_per_epoch)
     eval_every = config.eval_every_steps or stream.steps_per_epoch
     save_every = config.checkpoint_every_steps or stream.steps_per_epoch
@@ -74,12 +76,17 @@ def _train(
     redo = [] if host_state["redo"] is None else [Progress(**host_state["redo"])]
     is_chief = setup.workers.is_chief
     writer = make_writer(setup.folder, after_step=start_step - len(redo)) if is_chief else _write_nothing
-    acts = [actions.write_to(writer, display, record), stop_if_not_finite(setup.state, every=save_every)]
+    timings = setup.checkpointer.timings
+    acts = [actions.write_to(writer, display, record, timings), stop_if_not_finite(setup.state, every=save_every)]
     if evaluate_now is not None:
         evaluation = actions.evaluate_with(evaluate_now, writer, display, record)
         acts.append(actions.every(eval_every, life.in_phase("eval", evaluation)))
+        if config.best_metric:
+            acts.append(actions.every(eval_every, actions.keep_best(record, config.best_metric, mode=config.best_mode)))
+            acts.append(stop_if_not_finite(setup.state, every=eval_every))  # the best may be saved there
     acts.extend(extra_actions)
-    acts.append(actions.every(save_every, life.in_phase("save", actions.save_to(setup.checkpointer, record))))
+    save = actions.save_to(setup.checkpointer, record, steps=save_every, extra_actions=extra_actions)
+    acts.append(life.in_phase("save", save))
     steps = train_steps(
         call,
         stream,
@@ -90,36 +97,35 @@ def _train(
         open_call=None if host_state["open_call"] is None else OpenCall(**host_state["open_call"]),
     )
     life.phase, life.training = "step", True
-    with display:
-        _act_on_each(itertools.chain(redo, steps), acts, setup, life, record)
+    with display, setup.checkpointer:
+        for progress in itertools.chain(redo, steps):
+            life.step = progress.step
+            before = copy.deepcopy(record)
+            if progress.open_call is None:
+                try:
+                    for act in acts:
+                        act(progress)
+                except Stopped:  # in an evaluation
+                    _stop(setup, life, progress, before, extra_actions, redo=True)
+            if progress.stopping and progress.step < total_steps:
+                _stop(setup, life, progress, record, extra_actions)
     return _summarize(setup, record, total_steps, display)
 
 
-def _act_on_each(
-    progresses: Iterable[Progress],
-    acts: Sequence[actions.Action],
+def _stop(
     setup: Setup,
     life: Lifecycle,
+    progress: Progress,
     record: dict[str, Any],
-) -> None:
-    """Do all actions after each call. If a worker was asked to stop, save, on all workers alike, and raise Stopped."""
-    for progress in progresses:
-        life.step = progress.step
-        before = copy.deepcopy(record)
-        if progress.open_call is None:
-            try:
-                for act in acts:
-                    act(progress)
-            except Stopped:  # in an evaluation
-                _stop(progress, actions.save_to_redo(setup.checkpointer, before), setup, life)
-        if progress.stopping and progress.step < progress.total_steps:
-            _stop(progress, actions.save_to(setup.checkpointer, record), setup, life)
-
-
-def _stop(progress: Progress, save: actions.Action, setup: Setup, life: Lifecycle) -> NoReturn:
+    extra_actions: Sequence[actions.Action],
+    *,
+    redo: bool = False,
+) -> NoReturn:
+    """Save, on all workers alike, and raise Stopped."""
     life.phase = "save"
     stop_if_not_finite(setup.state, every=1)(progress)  # no checkpoint may keep a NaN
-    save(progress)
+    actions.save(setup.checkpointer, record, progress, extra_actions=extra_actions, redo=redo)
+    setup.checkpointer.wait()
     life.leave_together()
     raise Stopped(
         f"stopped after step {progress.step} of {progress.total_steps}, as asked, with a checkpoint; the same command "
@@ -148,10 +154,16 @@ def evaluate(task: Task | str | None, config: RunConfig) -> dict[str, float]:
     return evaluation.metrics
 
 
-def _evaluator(setup: Setup, stream: Stream | None, stop: tf.Variable) -> Callable[[], Evaluation | None] | None:
+def _evaluator(
+    setup: Setup, stream: Stream | None, stop: tf.Variable, *, best_metric: str | None = None
+) -> Callable[[], Evaluation | None] | None:
     if setup.task.eval_step is None or stream is None:
+        if best_metric:
+            raise UsageError(f"best_metric is {best_metric!r}, but the task has no eval_data to find the best with.")
         return None
     call = startup.compiled(setup, setup.task.eval_step, stream, first_step=0, training=False, stop=stop)
+    if best_metric:
+        actions.check_best_metric(best_metric, call.metrics)
     return lambda: evaluate_once(call, stream)
 
 
@@ -172,9 +184,8 @@ def _write_config(setup: Setup, data_facts: Mapping[str, Any], display: Display)
     changed = [name for name in made_of if before.get(name) != made_of[name]]
     if changed:
         display.line(f"resumed with other {' and '.join(changed)} than before: see made_of in {path}.")
-    setup.folder.mkdir(parents=True, exist_ok=True)
-    fingerprint = workdir.fingerprint(made_of)
-    workdir.write_json(path, {**setup.config.to_dict(), "fingerprint": fingerprint, "made_of": made_of})
+    content = {**setup.config.to_dict(), "fingerprint": workdir.fingerprint(made_of), "made_of": made_of}
+    workdir.prepare(setup.folder, content, checkpoint_bytes=setup.checkpointer.num_bytes)
 
 
 def _summarize(setup: Setup, record: dict[str, Any], total_steps: int, display: Display) -> dict[str, Any]:

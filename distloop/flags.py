@@ -12,7 +12,15 @@ from typing import Any
 from absl import app, flags, logging
 
 from distloop import tasks, workdir
-from distloop.config import NotFiniteError, PeerLostError, PreflightError, RunConfig, Stopped, UsageError
+from distloop.config import (
+    NotFiniteError,
+    PeerLostError,
+    PreflightError,
+    RunConfig,
+    Stopped,
+    StorageError,
+    UsageError,
+)
 from distloop.launcher import local
 
 
@@ -67,7 +75,7 @@ def _run(main: Callable[[Sequence[str]], int], *, advice: str) -> None:
             _say(str(error))
             sys.stdout.flush()
             os._exit(error.exit_code)  # ending TensorFlow properly without its peers takes seconds
-        except (UsageError, NotFiniteError, PreflightError, Stopped) as error:
+        except (UsageError, NotFiniteError, PreflightError, Stopped, StorageError) as error:
             _say(str(error))
             return error.exit_code
         except KeyboardInterrupt:
@@ -86,7 +94,8 @@ def _train(arguments: Sequence[str]) -> int:
         raise UsageError(f"unexpected argument {arguments[0]!r}; settings are flags, such as --epochs=5: see --help.")
     settings: dict[str, Any] = {setting.name: flags.FLAGS[setting.name].value for setting in fields(RunConfig)}
     config = RunConfig(**settings)
-    workdir.check(config)
+    with _silence():  # a remote workdir loads TensorFlow
+        workdir.check(config)
     if "" not in sys.path:
         sys.path.insert(0, "")  # so that a console script finds the user's task as `python -m` does
     tasks.find(config.task)

@@ -16,7 +16,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, final
 
 import keras
@@ -26,6 +25,7 @@ from tensorflow.python.eager import context as tf_context
 from distloop import workdir
 from distloop.cluster import Cluster
 from distloop.config import NotFiniteError, PeerLostError, Stopped, UsageError
+from distloop.storage import Path
 
 # What TensorFlow says on a worker when another one has gone; measured by killing, stopping and failing workers.
 _SIGNS_OF_A_LOST_PEER = (

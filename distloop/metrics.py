@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from distloop.config import UsageError
 
-TIMES = ("examples_per_second", "input_wait")  # what a line of metrics.jsonl has that differs from run to run
+# What a line of metrics.jsonl has that differs from run to run,
+TIMES = ("examples_per_second", "input_wait", "checkpoint_stall_seconds", "checkpoint_write_seconds")
 RESERVED = ("step", "split", "counted", *TIMES)  # and all that it has beside the metrics
 
 

@@ -1,7 +1,6 @@
 """How a run gets ready: strategy, task, state, streams and compiled steps, in the only order that works."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -12,6 +11,7 @@ from distloop.cluster import Cluster
 from distloop.config import RunConfig, UsageError
 from distloop.data import Stream, describe, make_stream, per_replica_batches
 from distloop.steps import CompiledSteps, compile_steps
+from distloop.storage import Path
 from distloop.task import Source, State, StepFn, Task, check_layers, load_task
 from distloop.tasks import find
 from distloop.updates import prepare
@@ -75,7 +75,7 @@ def set_up(
     check_layers(state, replicas=strategy.num_replicas_in_sync, jit_compile=config.jit_compile)
     with strategy.scope():
         prepare(state, config)
-    checkpointer = Checkpointer(folder / "checkpoints", state, writes=workers.is_chief)
+    checkpointer = Checkpointer(folder / "checkpoints", state, writes=workers.is_chief, keep=config.keep_checkpoints)
     return Setup(config, folder, workers, strategy_name, strategy, task, state, checkpointer, code)
 
 

@@ -5,20 +5,16 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from distloop import storage
 from distloop.config import RunConfig, UsageError, shaping_differences
+from distloop.storage import Path
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(json.dumps(value, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    storage.write_whole(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float | None]:
@@ -40,13 +36,9 @@ def check(config: RunConfig) -> Path:
     """Return the workdir's path; writes nothing. Raises UsageError if it cannot be this run's."""
     if not config.workdir:
         raise UsageError("workdir is not given; expected a folder for this run, such as --workdir=runs/first.")
-    workdir = Path(config.workdir)
-    nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
-    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
-        what = "cannot be written to" if nearest.is_dir() else "is a file"
-        raise UsageError(
-            f"workdir {workdir}: {nearest} {what}; give a folder of yours, new, empty or of this same run."
-        )
+    workdir = storage.as_path(config.workdir)
+    if not storage.is_remote(workdir):
+        _check_local(workdir)
     saved = read_json(workdir / "config.json")
     if saved is None:
         foreign = [name for name in _FILES if (workdir / name).exists()]
@@ -66,6 +58,36 @@ def fingerprint(made_of: Mapping[str, Any]) -> str:
     """Return 16 hexadecimal digits that change with any of the JSON values that a run is made of."""
     text = json.dumps(made_of, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _check_local(workdir: Path) -> None:
+    nearest = next(path for path in (workdir, *workdir.resolve().parents) if path.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        what = "cannot be written to" if nearest.is_dir() else "is a file"
+        raise UsageError(
+            f"workdir {workdir}: {nearest} {what}; give a folder of yours, new, empty or of this same run."
+        )
+
+
+def prepare(workdir: Path, config: Mapping[str, Any], *, checkpoint_bytes: int) -> None:
+    """Make the folder and write `config` to `config.json`, the first write of a run. Raises UsageError without room.
+
+    `checkpoint_bytes` is the size of one checkpoint.
+    """
+    try:
+        with storage.os_errors():
+            workdir.mkdir(parents=True, exist_ok=True)
+        free = storage.free_bytes(workdir)
+        if free is not None and free < checkpoint_bytes:
+            raise UsageError(
+                f"workdir {workdir} has {free / 1e6:.1f} MB left, but one checkpoint takes "
+                f"{checkpoint_bytes / 1e6:.1f} MB; free some space, or give another."
+            )
+        write_json(workdir / "config.json", config)
+    except OSError as error:
+        raise UsageError(
+            f"workdir {workdir} cannot be written to ({error}); free some space, or give another."
+        ) from error
 
 
 _FILES = ("summary.json", "metrics.jsonl", "checkpoints", "train", "eval")  # of a run, beside config.json

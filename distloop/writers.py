@@ -3,18 +3,19 @@
 Only the chief makes one: two writers in a folder of event files would lose data (tensorboard#1011).
 """
 
+import io
 import json
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import BinaryIO
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue] (made by protobuf)
 from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from distloop import storage
+from distloop.storage import Path
 from distloop.workdir import finite
 
 Writer = Callable[[int, str, Mapping[str, float]], None]
@@ -24,20 +25,22 @@ def make_writer(workdir: Path, *, after_step: int) -> Writer:
     """Return a writer of `metrics.jsonl` and of one event file in a folder for each split (`train/`, `eval/`).
 
     A resumed run goes on after `after_step`: what was written later, before a crash, is dropped, so that each step is
-    there once. Every write is flushed.
+    there once. Every write is there when it returns; on an object store each writes the whole file again.
     """
-    metrics_file = _open_metrics(workdir / "metrics.jsonl", after_step)
-    event_files = {path.parent.name: _open_events(path.parent, after_step) for path in workdir.glob(f"*/{_EVENTS}*")}
+    metrics_file = workdir / "metrics.jsonl"
+    _cut_metrics(metrics_file, after_step)
+    folders = [path.parent for path in workdir.glob(f"*/{_EVENTS}*")]
+    event_files = {folder.name: _cut_events(folder, after_step) for folder in dict.fromkeys(folders)}
 
     def write(step: int, split: str, values: Mapping[str, float]) -> None:
-        metrics_file.write(json.dumps({"step": step, "split": split, **finite(values)}).encode() + b"\n")
-        metrics_file.flush()
+        storage.append(metrics_file, json.dumps({"step": step, "split": split, **finite(values)}).encode() + b"\n")
         if split not in event_files:
-            event_files[split] = _open_events(workdir / split, after_step)
-        events = RecordWriter(event_files[split])
-        for name, value in values.items():
-            events.write(Event(wall_time=time.time(), step=step, summary=scalar_pb(name, value)).SerializeToString())
-        events.flush()
+            event_files[split] = _cut_events(workdir / split, after_step)
+        events = [
+            Event(wall_time=time.time(), step=step, summary=scalar_pb(name, value)).SerializeToString()
+            for name, value in values.items()
+        ]
+        storage.append(event_files[split], _as_records(events))
 
     return write
 
@@ -45,20 +48,17 @@ def make_writer(workdir: Path, *, after_step: int) -> Writer:
 _EVENTS = "events.out.tfevents."  # how TensorBoard knows an event file
 
 
-def _open_metrics(path: Path, last_step: int) -> BinaryIO:
+def _cut_metrics(path: Path, last_step: int) -> None:
     kept = b""
     if path.exists():
         # A line that a crash cut short has no newline.
         lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         kept = b"".join(line for line in lines if json.loads(line)["step"] <= last_step)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(kept)
-    temporary.replace(path)
-    return path.open("ab")
+    storage.write_whole(path, kept)
 
 
-def _open_events(folder: Path, last_step: int) -> BinaryIO:
-    """Open a new event file that starts with the events up to `last_step` and takes the place of the older ones.
+def _cut_events(folder: Path, last_step: int) -> Path:
+    """Return a new event file that starts with the events up to `last_step` and takes the place of the older ones.
 
     It is a new file because a TensorBoard that is watching goes on to it, and drops the steps it comes again to.
     """
@@ -66,16 +66,20 @@ def _open_events(folder: Path, last_step: int) -> BinaryIO:
     older = sorted(folder.glob(f"{_EVENTS}*"))
     # The newest holds what the older ones held, which a crash may have kept from being removed.
     kept = [record for path in older[-1:] for record in _records(path) if Event.FromString(record).step <= last_step]
-    temporary = folder / "events.tmp"
-    with temporary.open("wb") as file:
-        events = RecordWriter(file)
-        for record in kept or [Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString()]:
-            events.write(record)
+    first = Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString()
     target = folder / f"{_EVENTS}{time.time():017.6f}.{socket.gethostname()}"
-    temporary.rename(target)
+    storage.write_whole(target, _as_records(kept or [first]))
     for path in older:
         path.unlink()
-    return target.open("ab")
+    return target
+
+
+def _as_records(events: Iterable[bytes]) -> bytes:
+    content = io.BytesIO()
+    writer = RecordWriter(content)
+    for event in events:
+        writer.write(event)
+    return content.getvalue()
 
 
 def _records(path: Path) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "config": 0,
     "cluster": 0,
+    "storage": 0,
     "workdir": 0,
     "tasks": 0,
     "launcher": 0,
@@ -24,6 +25,7 @@ FLOORS = {
     "strategies": 1,
     "metrics": 1,
     "lifecycle": 1,
+    "checkpoint_files": 1,
     "writers": 1,
     "console": 1,
     "keras_metrics": 1.5,
@@ -130,7 +132,8 @@ def test_public_names_are_frozen():
 def test_flags_are_frozen():
     assert [setting.name for setting in fields(RunConfig)] == [
         *("task", "workdir", "strategy", "replicas", "dataset", "data_dir", "global_batch_size", "epochs"),
-        *("train_steps", "steps_per_call", "eval_every_steps", "checkpoint_every_steps", "seed", "learning_rate"),
+        *("train_steps", "steps_per_call", "eval_every_steps", "checkpoint_every_steps"),
+        *("keep_checkpoints", "best_metric", "best_mode", "init_from", "seed", "learning_rate"),
         *("precision", "loss_scale", "initial_loss_scale", "loss_scale_growth_steps", "loss_scale_growth_factor"),
         *("loss_scale_backoff_factor", "min_loss_scale", "clip_global_norm", "clip_norm", "clip_value"),
         *("gradient_norm", "micro_batches", "ema_momentum", "deterministic", "jit_compile"),

@@ -248,7 +248,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_with_the_same_command(tmp_path, l
     process = harness.start([*command, f"--workdir={tmp_path / 'killed'}"])
     checkpoints = tmp_path / "killed/checkpoints"
     limit = time.monotonic() + 120
-    while not any(path.suffix != ".partial" for path in checkpoints.glob("step_*")):
+    while not any(checkpoints.glob("step_*/checkpoint.json")):
         assert time.monotonic() < limit
         assert process.poll() is None
         time.sleep(0.01)

@@ -1,6 +1,5 @@
 """Stopping well: SIGTERM at any moment ends all workers after one step, with a checkpoint to go on from exactly."""
 
-
 import numpy as np
 import pytest
 
