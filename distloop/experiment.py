@@ -96,7 +96,7 @@ def _train(
         open_epoch=host_state["open_epoch"],
         open_call=None if host_state["open_call"] is None else OpenCall(**host_state["open_call"]),
     )
-    life.phase, life.training = "step", True
+    life.phase = "step"
     with display, setup.checkpointer:
         for progress in itertools.chain(redo, steps):
             life.step = progress.step

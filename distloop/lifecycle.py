@@ -53,15 +53,14 @@ class Lifecycle:
         self.workers = workers
         self.phase = "setup"
         self.step = 0
-        self.training = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[tf.Variable]:
         """Take SIGTERM and SIGINT as requests to stop; yield a float32 scalar that becomes 1 with the first.
 
         Use it once the strategy stands, outside of its scope. A second SIGINT ends the process at once, as either
-        signal does before `training` is set, when there is nothing to save. Only Python's main thread can take signals;
-        in another one nothing changes.
+        signal does while no worker can be in its first step: there is nothing to save. Only Python's main thread can
+        take signals; in another one nothing changes.
         """
         with tf.device("CPU:0"):
             stop = tf.Variable(tf.constant(0.0), trainable=False)
@@ -91,7 +90,8 @@ class Lifecycle:
             interrupts += number == signal.SIGINT
             if number not in (signal.SIGTERM, signal.SIGINT) or self.phase == "end":
                 continue
-            if interrupts > 1 or not self.training:
+            before_steps = self.phase == "setup" or (self.phase == "compile" and self.workers.num_workers == 1)
+            if interrupts > 1 or before_steps:
                 _say(f"stopped at once, in {self.phase}; the same command goes on from the last checkpoint.")
                 os._exit(128 + number)
             stop.assign(1.0)
@@ -116,7 +116,8 @@ class Lifecycle:
         try:
             yield
         except Exception as error:
-            if isinstance(error, Stopped) or (isinstance(error, UsageError) and not self.training):
+            mendable = isinstance(error, UsageError) and self.phase in ("setup", "compile")
+            if isinstance(error, Stopped) or mendable:
                 raise
             collateral = self.workers.num_workers > 1 and is_collateral(error)
             if not collateral:

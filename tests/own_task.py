@@ -83,3 +83,23 @@ def dies_on_worker_1(config):
         return task.build()
 
     return dataclasses.replace(task, build=build)
+
+
+def fails_on_worker_1(config):
+    import os
+
+    from distloop.cluster import from_tf_config
+
+    task = toy.make_task(config)
+    index = from_tf_config(os.environ.get("TF_CONFIG")).index
+
+    def train_step(state, batch):
+        def fail(step):
+            if index == 1 and step == 4:
+                raise OSError("no more disks")
+            return np.float32(0)
+
+        zero = tf.ensure_shape(tf.numpy_function(fail, [state.step], tf.float32), [])
+        return task.train_step(state, {**batch, "y": batch["y"] + zero})
+
+    return dataclasses.replace(task, train_step=train_step)

@@ -70,3 +70,28 @@ def make_task(config):
         return tf.data.Dataset.from_tensor_slices(rows).map(delayed)
 
     return dataclasses.replace(task, train_step=train_step, eval_step=eval_step, train_data=train_data)
+
+
+def slow(config):
+    """Take 20 s a step, from the second on."""
+    task = toy.make_task(config)
+
+    def train_step(state, batch):
+        def wait(step):
+            time.sleep(20 if step else 0)
+            return np.float32(0)
+
+        zero = tf.ensure_shape(tf.numpy_function(wait, [state.step], tf.float32), [])
+        return task.train_step(state, {**batch, "y": batch["y"] + zero})
+
+    return dataclasses.replace(task, train_step=train_step)
+
+
+def stops_in_build(config):
+    task = toy.make_task(config)
+
+    def build():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    return dataclasses.replace(task, build=build)

@@ -1,5 +1,10 @@
 """Stopping well: SIGTERM at any moment ends all workers after one step, with a checkpoint to go on from exactly."""
 
+import json
+import os
+import signal
+import time
+
 import numpy as np
 import pytest
 
@@ -37,3 +42,65 @@ def test_a_stop_at_any_moment_is_agreed_and_the_resumed_run_is_the_one_nobody_st
     for name, value in checkpoint(tmp_path / "run").items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
     assert without_timing(tmp_path / "run") == without_timing(tmp_path / "whole")
+
+
+def started(folder, *flags):
+    """Start a long run and return its process once it has trained a step."""
+    process = harness.start(
+        ["-m", "distloop", "--task=tests.own_task:good", "--global_batch_size=4", *flags, f"--workdir={folder}"]
+    )
+    limit = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").stat().st_size:
+        assert time.monotonic() < limit
+        assert process.poll() is None
+        time.sleep(0.02)
+    return process
+
+
+def test_an_interrupt_stops_with_a_checkpoint_and_a_second_one_at_once(tmp_path):
+    process = started(tmp_path / "one", "--train_steps=100000000")
+    os.kill(process.pid, signal.SIGINT)
+    code, _, err = harness.finish(process, limit_secs=60)
+    assert code == 143
+    assert "SIGINT: all workers stop after this step, with a checkpoint." in err
+    assert stopped_step(tmp_path / "one") > 0
+
+    process = started(tmp_path / "two", "--task=tests.stop_task:slow", "--steps_per_call=1", "--train_steps=100")
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.1)  # two signals that are pending at once are one to the kernel
+    os.kill(process.pid, signal.SIGINT)
+    code, _, err = harness.finish(process, limit_secs=5)  # a step takes 20 s
+    assert code == 130
+    assert "stopped at once, in step" in err
+    assert not (tmp_path / "two/checkpoints").exists()
+
+
+def errors_of(folder):
+    return [json.loads(path.read_text()) for path in sorted((folder / "errors").iterdir())]
+
+
+def test_the_error_of_one_worker_is_recorded_as_the_cause_and_those_of_the_others_as_its_consequence(tmp_path):
+    ended = harness.run_workers(
+        ["-m", "distloop", "--task=tests.own_task:fails_on_worker_1", "--global_batch_size=4", "--steps_per_call=1"]
+        + [f"--workdir={tmp_path / 'run'}"],
+        workers=2,
+    )
+    assert [code for code, _, _ in ended] == [138, 1], ended
+    cause, consequence = sorted(errors_of(tmp_path / "run"), key=lambda record: record["collateral"])
+    assert (cause["worker"], cause["collateral"], cause["phase"]) == (1, False, "step")
+    assert "no more disks" in cause["message"]
+    assert "own_task.py" in cause["traceback"]
+    assert cause["step"] == 4
+    assert (consequence["worker"], consequence["collateral"]) == (0, True)
+    assert "another worker has gone" in ended[0][2]
+    assert "no more disks" in ended[1][2]
+
+
+def test_a_run_that_is_stopped_before_its_first_step_ends_at_once(tmp_path):
+    process = harness.start(
+        ["-m", "distloop", "--task=tests.stop_task:stops_in_build", f"--workdir={tmp_path / 'run'}"]
+    )
+    code, _, err = harness.finish(process, limit_secs=60)
+    assert code == 143
+    assert "stopped at once, in setup" in err
+    assert not (tmp_path / "run").exists()

@@ -12,14 +12,18 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 from distloop.cluster import Cluster, to_tf_config
-from distloop.config import UsageError
+from distloop.config import Stopped, UsageError
+
+GRACE_SECS = 30  # for a step, a checkpoint and the way out
 
 
 def run(train_arguments: Sequence[str], *, workers: int) -> int:
     """Train in `workers` processes; return 0, or the exit code of the first that failed (128 + n for a signal).
 
     Worker 0, the chief, has this terminal; lines of the others come with a prefix. The first failure ends all, with
-    SIGKILL because a worker that waits in a collective ignores SIGTERM; none outlives this process.
+    SIGKILL because a worker that waits in a collective cannot hear anything else; none outlives this process. SIGTERM
+    and SIGINT are passed on once, and all workers stop together (exit code 143); what is still there after
+    `GRACE_SECS`, or at a second signal, is killed.
     """
     if workers < 1:
         raise UsageError(f"workers is {workers}; expected at least 1.")
@@ -57,8 +61,9 @@ def _start(command: Sequence[str], environment: dict[str, str], *, is_chief: boo
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Return when all have ended with 0, or at the first that has not."""
+    """Return when all have ended with 0, or one was asked to stop and all have ended, or at the first that failed."""
     running = {process.pid: process for process in processes}
+    code = 0
     while running:
         ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # in the order of their ends
         assert ended is not None  # only WNOHANG gives None
@@ -66,26 +71,38 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
         if process is None:  # a child that this process inherited, as process 1 of a container does
             os.waitpid(ended.si_pid, 0)
             continue
-        code = process.wait()
-        if code != 0:
+        ended_with = process.wait()
+        if code == Stopped.exit_code:
+            continue  # what the others end with only follows from the stop
+        code = ended_with
+        if code not in (0, Stopped.exit_code):
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             print(f"distloop: worker {processes.index(process)} {how}; the others are stopped.", file=sys.stderr)
             return code if code > 0 else 128 - code
-    return 0
+    return code
 
 
 @contextlib.contextmanager
 def _killed_at_exit() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Kill the processes put into the list when the block ends, also by SIGINT or SIGTERM to this process."""
+    """Kill the processes put into the list when the block ends; tell them of a SIGINT or SIGTERM to this process."""
     processes: list[subprocess.Popen[bytes]] = []
+    told = False
 
     def stop(number: int, _: object) -> None:
-        sys.exit(128 + number)
+        nonlocal told
+        if told or number == signal.SIGALRM:
+            sys.exit(128 + (signal.SIGKILL if number == signal.SIGALRM else number))
+        told = True
+        signal.alarm(GRACE_SECS)
+        for process in processes:
+            if process.returncode is None:  # no poll here: it would take an exit from under `_wait`
+                os.kill(process.pid, signal.SIGTERM)
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
     try:
         yield processes
     finally:
+        signal.alarm(0)
         for process in processes:
             if process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
