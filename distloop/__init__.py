@@ -7,13 +7,14 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:  # the same table as below, in the form that type checkers and editors read
-    from distloop.config import NotFiniteError, RunConfig, UsageError
+    from distloop.config import NotFiniteError, RunConfig, StorageError, UsageError
     from distloop.data import in_memory
     from distloop.datasets import load_tfds
     from distloop.experiment import evaluate, train
     from distloop.gradients import minimize
     from distloop.keras_metrics import keras_metric
     from distloop.metrics import Metric, gather, mean
+    from distloop.serving import export
     from distloop.task import State, Task
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "NotFiniteError": "config",
     "RunConfig": "config",
+    "StorageError": "config",
     "UsageError": "config",
     "in_memory": "data",
     "load_tfds": "datasets",
@@ -31,6 +33,7 @@ _HOMES = {
     "Metric": "metrics",
     "gather": "metrics",
     "mean": "metrics",
+    "export": "serving",
     "State": "task",
     "Task": "task",
 }
@@ -40,9 +43,11 @@ __all__ = [
     "NotFiniteError",
     "RunConfig",
     "State",
+    "StorageError",
     "Task",
     "UsageError",
     "evaluate",
+    "export",
     "gather",
     "in_memory",
     "keras_metric",

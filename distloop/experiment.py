@@ -12,6 +12,7 @@ from distloop.checkpoint import Checkpointer
 from distloop.config import RunConfig, UsageError
 from distloop.console import Display
 from distloop.data import Stream, describe, make_stream, per_replica_batches
+from distloop.finetune import Loaded, load_weights
 from distloop.guard import stop_if_not_finite
 from distloop.loop import Evaluation, evaluate_once, train_steps
 from distloop.steps import CompiledSteps, compile_steps, separate_seeds
@@ -51,14 +52,13 @@ def train(
         display.line(f"the run in {folder} is finished at step {summary['steps']}; nothing to do.")
         return summary
     setup = _set_up(task, config, folder, workers)
-    record = {"train": {}, "eval": {}, "eval_count": 0, "examples": 0, "seconds": 0.0, "best": None}
-    host_state = setup.checkpointer.restore() or {"record": record, "open_epoch": None, "actions": {}}
+    host_state, loaded = _restore_or_begin(setup, config)
     actions.resume(extra_actions, host_state["actions"])
     record, start_step = host_state["record"], int(setup.state.step.numpy())
     separate_seeds(setup.strategy, setup.state)
     stream = _stream(setup.task.train_data, config, "train_data", seed=config.seed)
     eval_stream = _eval_stream(setup, config)
-    _compare_streams(workers, start_step, data=stream, evaluation=eval_stream)
+    _compare_streams(workers, start_step, loaded, data=stream, evaluation=eval_stream)
     preflight.check_reduction(setup.strategy, workers)
     call = _compile(setup, setup.task.train_step, stream, first_step=start_step, training=True)
     evaluate_now = _evaluator(setup, eval_stream, best_metric=config.best_metric)
@@ -71,6 +71,10 @@ def train(
         workdir.prepare(folder, config, checkpoint_bytes=setup.checkpointer.num_bytes)
     writer = make_writer(folder, after_step=start_step) if chief else _write_nothing
     display.facts(f"distloop {config.task or 'task'}", _facts(setup, config, stream, start_step, total_steps))
+    if loaded:
+        display.line(loaded.text())
+        if chief:
+            workdir.write_json(folder / "init_from.json", loaded.to_dict())
     timings = setup.checkpointer.timings
     acts = [actions.write_to(writer, display, record, timings), stop_if_not_finite(setup.state, every=save_every)]
     if evaluate_now is not None:
@@ -146,6 +150,17 @@ def _set_up(task: Task | str | None, config: RunConfig, folder: Path, workers: c
     return _Setup(folder, workers, strategy_name, strategy, task, state, checkpointer)
 
 
+def _restore_or_begin(setup: _Setup, config: RunConfig) -> tuple[dict[str, Any], Loaded | None]:
+    """Return the host state of the newest checkpoint, or a new run's, and what it took from another run."""
+    host_state = setup.checkpointer.restore()
+    if host_state is not None:
+        return host_state, None
+    record = {"train": {}, "eval": {}, "eval_count": 0, "examples": 0, "seconds": 0.0, "best": None}
+    report = setup.checkpointer.report
+    loaded = load_weights(config.init_from, setup.state, report=report) if config.init_from else None
+    return {"record": record, "open_epoch": None, "actions": {}}, loaded
+
+
 def _check_batch_size(config: RunConfig, replicas: int) -> None:
     size, parts = config.global_batch_size, replicas * config.micro_batches
     below = size // parts * parts
@@ -172,10 +187,13 @@ def _eval_stream(setup: _Setup, config: RunConfig) -> Stream | None:
     return setup.task.eval_data and _stream(setup.task.eval_data, config, "eval_data", seed=None)
 
 
-def _compare_streams(workers: cluster.Cluster, start_step: int, **streams: Stream | None) -> None:
+def _compare_streams(
+    workers: cluster.Cluster, start_step: int, loaded: Loaded | None = None, **streams: Stream | None
+) -> None:
     """Raise UsageError on every worker if one reads other data, and so makes other steps, or has another checkpoint."""
     facts: dict[str, object] = {name: stream and describe(stream) for name, stream in streams.items()}
-    preflight.check_workers(workers, {**facts, "checkpoint": start_step})
+    facts |= {"checkpoint": start_step, "init_from": loaded and loaded.identity}
+    preflight.check_workers(workers, facts)
 
 
 def _evaluator(
