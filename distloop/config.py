@@ -21,7 +21,7 @@ class NotFiniteError(ArithmeticError):
 
 
 class StorageError(OSError):
-    """Report that the last checkpoint of a run could not be written. Exit code 1."""
+    """Report that the metrics or the last checkpoint of a run could not be written. Exit code 1."""
 
 
 def _setting(default: Any, help_text: str, *, shapes_result: bool = True) -> Any:

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import resource
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,9 @@ import pytest
 import tensorflow as tf
 from etils import epath
 
-from distloop import RunConfig, UsageError, checkpoint_files, evaluate, export, storage, train
-from tests import ram, toy
+from distloop import RunConfig, StorageError, UsageError, checkpoint_files, evaluate, export, storage, train
+from distloop.writers import make_writer
+from tests import harness, ram, toy
 from tests.test_writers import events, lines
 
 
@@ -97,6 +100,30 @@ def test_100_cycles_of_checkpoint_and_evaluation_leave_no_memory_behind(tmp_path
     assert len(used) == 120
     slope, _ = np.polyfit(np.arange(100), used[20:], 1)  # MB a cycle, without those in which caches fill
     assert slope < 1
+
+
+def test_a_real_disk_that_fills_up_keeps_the_checkpoints_before_and_a_read_only_one_is_refused(tmp_path):
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"]).returncode != 0:
+        pytest.skip("needs unprivileged namespaces, to mount a small tmpfs")
+    code = "import os, sys; os.execvp('unshare', ['unshare', '-rm', sys.executable, *sys.argv[1:]])"
+    code, out, err = harness.run("-c", code, "-m", "tests.full_disk", str(tmp_path), limit_secs=60)
+    assert code == 0, err
+    old, new, refused = out.splitlines()
+    assert (old, new) == ("{'step': 1}", "{'step': 3}")
+    assert refused.startswith(f"workdir {tmp_path}/run: {tmp_path} cannot be written to; give a folder of yours")
+    said = [line for line in err.splitlines() if line.startswith("distloop: ")]
+    assert len(said) == 2
+    for line in said:
+        assert "step_00000002 could not be written (" in line
+        assert "No space left on device" in line
+
+
+def test_a_full_disk_stops_the_metrics_with_a_sentence(tmp_path):
+    write = make_writer(storage.as_path(tmp_path), after_step=0)
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"metrics of step 3 could not be written \(.*No space left on device"):
+        write(3, "train", {"loss": 1.0})
 
 
 def test_a_disk_that_is_full_at_the_start_is_refused(tmp_path):
