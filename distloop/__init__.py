@@ -7,13 +7,22 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:  # the same table as below, in the form that type checkers and editors read
-    from distloop.config import NotFiniteError, PeerLostError, PreflightError, RunConfig, Stopped, UsageError
+    from distloop.config import (
+        NotFiniteError,
+        PeerLostError,
+        PreflightError,
+        RunConfig,
+        Stopped,
+        StorageError,
+        UsageError,
+    )
     from distloop.data import in_memory
     from distloop.datasets import load_tfds
     from distloop.experiment import evaluate, train
     from distloop.gradients import minimize
     from distloop.keras_metrics import keras_metric
     from distloop.metrics import Metric, gather, mean
+    from distloop.serving import export
     from distloop.task import State, Task
 
 __version__ = "0.1.0"
@@ -24,6 +33,7 @@ _HOMES = {
     "PreflightError": "config",
     "RunConfig": "config",
     "Stopped": "config",
+    "StorageError": "config",
     "UsageError": "config",
     "in_memory": "data",
     "load_tfds": "datasets",
@@ -34,6 +44,7 @@ _HOMES = {
     "Metric": "metrics",
     "gather": "metrics",
     "mean": "metrics",
+    "export": "serving",
     "State": "task",
     "Task": "task",
 }
@@ -46,9 +57,11 @@ __all__ = [
     "RunConfig",
     "State",
     "Stopped",
+    "StorageError",
     "Task",
     "UsageError",
     "evaluate",
+    "export",
     "gather",
     "in_memory",
     "keras_metric",

@@ -33,17 +33,18 @@ class Checkpointer:
 
         with Checkpointer(folder, state, writes=True) as checkpointer: ...
 
-    Leaving it waits for the write under way. The newest `keep` checkpoints stay, and the best one.
+    Leaving it waits for the write under way. The newest `keep` checkpoints stay, and the best one. `report` gets a line
+    for a person: what failed, what is damaged (default: the writer's go to stderr).
     """
 
     def __init__(
-        self, folder: Path, state: State, *, writes: bool, keep: int = 3, report: Callable[[str], None] = to_stderr
+        self, folder: Path, state: State, *, writes: bool, keep: int = 3, report: Callable[[str], None] | None = None
     ) -> None:
         self.folder = folder
         self.writes = writes
         self.keep = keep
         self.variables = named_variables(state)
-        self._report = report if writes else _say_nothing
+        self.report = report or (to_stderr if writes else _say_nothing)
         self._stale: list[Path] = []  # newer than what was restored, and so not of this course of the run
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[str | None] | None = None
@@ -104,7 +105,7 @@ class Checkpointer:
             folders = [path for path in folders if checkpoint_files.step_of(path) == step]
         if step is None and not folders:
             return None
-        saved = newest_sound(folders, self._report)
+        saved = newest_sound(folders, self.report)
         if saved is None:
             which = "checkpoint" if step is None else f"checkpoint of step {step}"
             raise UsageError(
@@ -130,7 +131,7 @@ class Checkpointer:
                 checkpoint_files.write(target, values, host_state)
         except OSError as error:
             failure = f"the checkpoint {target} could not be written ({_one_line(error)})"
-            self._report(f"{failure}; training goes on, and the checkpoints before it are kept.")
+            self.report(f"{failure}; training goes on, and the checkpoints before it are kept.")
             self._try_to_remove([target])  # what is there of it takes room
             return failure
         complete = checkpoint_files.complete_folders(self.folder)
@@ -154,7 +155,7 @@ class Checkpointer:
             for path in folders:
                 checkpoint_files.remove(path)
         except OSError as error:
-            self._report(f"a checkpoint that is no longer needed could not be removed ({_one_line(error)}).")
+            self.report(f"a checkpoint that is no longer needed could not be removed ({_one_line(error)}).")
 
 
 def newest_sound(folders: list[Path], report: Callable[[str], None]) -> Saved | None:

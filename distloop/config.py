@@ -43,7 +43,7 @@ class Stopped(Exception):
 
 
 class StorageError(OSError):
-    """Report that the last checkpoint of a run could not be written."""
+    """Report that the metrics or the last checkpoint of a run could not be written."""
 
     exit_code = 1
 

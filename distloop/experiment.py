@@ -13,6 +13,7 @@ from distloop import actions, cluster, preflight, startup, workdir
 from distloop.config import RunConfig, Stopped, UsageError, shaping_settings
 from distloop.console import Display
 from distloop.data import Stream
+from distloop.finetune import Loaded, load_weights
 from distloop.guard import stop_if_not_finite
 from distloop.lifecycle import Lifecycle
 from distloop.loop import Evaluation, OpenCall, Progress, evaluate_once, train_steps
@@ -54,14 +55,12 @@ def _train(
     setup: Setup, life: Lifecycle, stop: tf.Variable, display: Display, extra_actions: Sequence[actions.Action]
 ) -> dict[str, Any]:
     config = setup.config
-    fresh = {"train": {}, "eval": {}, "eval_count": 0, "examples": 0, "seconds": 0.0, "best": None}
-    nothing = {"record": fresh, "open_epoch": None, "open_call": None, "redo": None, "actions": {}}
-    host_state = setup.checkpointer.restore() or nothing
+    host_state, loaded = _restore_or_begin(setup)
     actions.resume(extra_actions, host_state["actions"])
     record, start_step = host_state["record"], int(setup.state.step.numpy())
     separate_seeds(setup.strategy, setup.state)
     stream, eval_stream = startup.train_stream(setup), startup.eval_stream(setup)
-    data_facts = startup.compare_streams(setup, data=stream, evaluation=eval_stream)
+    data_facts = startup.compare_streams(setup, loaded, data=stream, evaluation=eval_stream)
     preflight.check_reduction(setup.strategy, setup.workers)
     life.phase, life.step = "compile", start_step
     call = startup.compiled(setup, setup.task.train_step, stream, first_step=start_step, training=True, stop=stop)
@@ -72,7 +71,7 @@ def _train(
 
     # From here on files are written: everything that can be wrong with the input has been tried.
     display.facts(f"distloop {config.task or 'task'}", startup.facts_for_people(setup, stream, start_step, total_steps))
-    _write_config(setup, data_facts, display)
+    _write_config(setup, data_facts, loaded, display)
     redo = [] if host_state["redo"] is None else [Progress(**host_state["redo"])]
     is_chief = setup.workers.is_chief
     writer = make_writer(setup.folder, after_step=start_step - len(redo)) if is_chief else _write_nothing
@@ -110,6 +109,17 @@ def _train(
             if progress.stopping and progress.step < total_steps:
                 _stop(setup, life, progress, record, extra_actions)
     return _summarize(setup, record, total_steps, display)
+
+
+def _restore_or_begin(setup: Setup) -> tuple[dict[str, Any], Loaded | None]:
+    """Return the host state of the newest checkpoint, or a new run's, and what it took from another run."""
+    host_state = setup.checkpointer.restore()
+    if host_state is not None:
+        return host_state, None
+    source, report = setup.config.init_from, setup.checkpointer.report
+    loaded = load_weights(source, setup.state, report=report) if source else None
+    record = {"train": {}, "eval": {}, "eval_count": 0, "examples": 0, "seconds": 0.0, "best": None}
+    return {"record": record, "open_epoch": None, "open_call": None, "redo": None, "actions": {}}, loaded
 
 
 def _stop(
@@ -167,8 +177,11 @@ def _evaluator(
     return lambda: evaluate_once(call, stream)
 
 
-def _write_config(setup: Setup, data_facts: Mapping[str, Any], display: Display) -> None:
-    """Write `config.json` with what the run is made of; say what has changed since it began. The chief does."""
+def _write_config(setup: Setup, data_facts: Mapping[str, Any], loaded: Loaded | None, display: Display) -> None:
+    """Write `config.json` with what the run is made of; say what has changed since it began. The chief does.
+
+    `init_from.json` says what was taken from another run.
+    """
     if not setup.workers.is_chief:
         return
     variables = {name: [v.dtype.name, v.shape.as_list()] for name, v in named_variables(setup.state).items()}
@@ -186,6 +199,9 @@ def _write_config(setup: Setup, data_facts: Mapping[str, Any], display: Display)
         display.line(f"resumed with other {' and '.join(changed)} than before: see made_of in {path}.")
     content = {**setup.config.to_dict(), "fingerprint": workdir.fingerprint(made_of), "made_of": made_of}
     workdir.prepare(setup.folder, content, checkpoint_bytes=setup.checkpointer.num_bytes)
+    if loaded:
+        display.line(loaded.text())
+        workdir.write_json(setup.folder / "init_from.json", loaded.to_dict())
 
 
 def _summarize(setup: Setup, record: dict[str, Any], total_steps: int, display: Display) -> dict[str, Any]:

@@ -43,6 +43,17 @@ def train_main() -> None:
     _run(_train, advice="See --help.")
 
 
+def export_main() -> None:
+    """Run `distloop-export` and `python -m launch.export`: write the model of a run."""
+    _define(flags.DEFINE_string, "workdir", None, "folder of the run")
+    _define(flags.DEFINE_string, "output", None, "where to write: a new folder, or for keras a file named *.keras")
+    _define(flags.DEFINE_string, "format", "saved_model", "saved_model or keras")
+    _define(flags.DEFINE_boolean, "best", False, "the best checkpoint of the run (see --best_metric), not the newest")
+    _define(flags.DEFINE_boolean, "averaged", False, "the moving averages of the weights (see --ema_momentum)")
+    _define(flags.DEFINE_string, "part", None, "name in State of the model to write (default: all, each by its name)")
+    _run(_export, advice="See --help.")
+
+
 def local_main() -> None:
     """Run `distloop-local` and `python -m launch.local`: a command in several processes on this machine."""
     _define(flags.DEFINE_integer, "workers", 2, "number of processes")
@@ -104,6 +115,22 @@ def _train(arguments: Sequence[str]) -> int:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # TensorFlow, when it loads, sets INFO
     train(config.task, config)
+    return 0
+
+
+def _export(arguments: Sequence[str]) -> int:
+    if arguments:
+        raise UsageError(f"unexpected argument {arguments[0]!r}; expected flags: see --help.")
+    settings = {name: flags.FLAGS[name].value for name in ("workdir", "output", "format", "best", "averaged", "part")}
+    for name in ("workdir", "output"):
+        if not settings[name]:
+            raise UsageError(f"{name} is not given; expected --workdir=RUN --output=NEW_PATH.")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    with _silence():
+        from distloop.serving import export
+    for path in export(**settings):
+        print(path)
     return 0
 
 

@@ -10,6 +10,7 @@ from distloop.checkpoint import Checkpointer
 from distloop.cluster import Cluster
 from distloop.config import RunConfig, UsageError
 from distloop.data import Stream, describe, make_stream, per_replica_batches
+from distloop.finetune import Loaded
 from distloop.steps import CompiledSteps, compile_steps
 from distloop.storage import Path
 from distloop.task import Source, State, StepFn, Task, check_layers, load_task
@@ -104,13 +105,15 @@ def _stream(setup: Setup, source_fn: Callable[[], Source], name: str, *, seed: i
     return make_stream(source_fn(), name=name, global_batch_size=setup.config.global_batch_size, seed=seed)
 
 
-def compare_streams(setup: Setup, **streams: Stream | None) -> dict[str, Any]:
+def compare_streams(setup: Setup, loaded: Loaded | None = None, **streams: Stream | None) -> dict[str, Any]:
     """Return descriptions of the streams by name.
 
-    Raises UsageError on every worker if one reads other data, and so makes other steps, or has another checkpoint.
+    Raises UsageError on every worker if one reads other data, and so makes other steps, or begins elsewhere: from
+    another checkpoint, or with other weights of another run.
     """
     facts: dict[str, Any] = {name: stream and describe(stream) for name, stream in streams.items()}
-    preflight.check_workers(setup.workers, {**facts, "checkpoint": int(setup.state.step.numpy())})
+    begin = {"checkpoint": int(setup.state.step.numpy()), "init_from": loaded and loaded.identity}
+    preflight.check_workers(setup.workers, {**facts, **begin})
     return facts
 
 

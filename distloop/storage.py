@@ -1,11 +1,12 @@
 """Paths of a run, local or remote (`gs://`), through one library: etils.epath over `tf.io.gfile`.
 
-Imports no TensorFlow: a remote path loads TensorFlow when it is first touched. What fails here is an OSError, also where
-TensorFlow has errors of its own.
+Imports no TensorFlow: the first touch of a remote path does. What fails here is an OSError, also where TensorFlow has
+errors of its own.
 """
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -58,17 +59,13 @@ def free_bytes(folder: Path) -> int | None:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part, also after a power cut.
 
-    Locally it is synced under another name and renamed. An object store shows an object only once it is complete.
+    It is written under another name, synced and renamed. An object store's rename is a copy, which shows the file only
+    once it is complete, too.
     """
     with os_errors():
-        if is_remote(path):
-            path.write_bytes(data)
-            return
         temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.write_bytes(data)
+        sync(temporary)
         temporary.replace(path)
         sync(path.parent)
 
@@ -107,4 +104,6 @@ def os_errors() -> Iterator[None]:
         if tensorflow is None or not isinstance(error, tensorflow.errors.OpError):
             raise
         not_found = isinstance(error, tensorflow.errors.NotFoundError)
-        raise (FileNotFoundError if not_found else OSError)(str(error)) from error
+        # Without the names of TensorFlow's operations.
+        message = re.sub(r"\{\{.*?\}\} ?| ?\[Op:\w+\]", "", str(error))
+        raise (FileNotFoundError if not_found else OSError)(message) from error

@@ -15,6 +15,7 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from distloop import storage
+from distloop.config import StorageError
 from distloop.storage import Path
 from distloop.workdir import finite
 
@@ -25,7 +26,8 @@ def make_writer(workdir: Path, *, after_step: int) -> Writer:
     """Return a writer of `metrics.jsonl` and of one event file in a folder for each split (`train/`, `eval/`).
 
     A resumed run goes on after `after_step`: what was written later, before a crash, is dropped, so that each step is
-    there once. Every write is there when it returns; on an object store each writes the whole file again.
+    there once. Every write is there when it returns; on an object store each writes the whole file again. A writer
+    raises StorageError if it cannot write.
     """
     metrics_file = workdir / "metrics.jsonl"
     _cut_metrics(metrics_file, after_step)
@@ -33,6 +35,15 @@ def make_writer(workdir: Path, *, after_step: int) -> Writer:
     event_files = {folder.name: _cut_events(folder, after_step) for folder in dict.fromkeys(folders)}
 
     def write(step: int, split: str, values: Mapping[str, float]) -> None:
+        try:
+            append(step, split, values)
+        except OSError as error:
+            raise StorageError(
+                f"the metrics of step {step} could not be written ({error}); make room, and the same command goes on "
+                "from the last checkpoint."
+            ) from error
+
+    def append(step: int, split: str, values: Mapping[str, float]) -> None:
         storage.append(metrics_file, json.dumps({"step": step, "split": split, **finite(values)}).encode() + b"\n")
         if split not in event_files:
             event_files[split] = _cut_events(workdir / split, after_step)

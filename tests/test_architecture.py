@@ -39,12 +39,14 @@ FLOORS = {
     "gradients": 2.4,
     "steps": 3,
     "checkpoint": 3,
+    "finetune": 3.2,
     "preflight": 3,
     "loop": 4,
     "actions": 4.5,
     "guard": 4.5,
     "startup": 4.5,
     "experiment": 5,
+    "serving": 5,
     "flags": 6,
     "__main__": 7,
     "tasks.mnist_cnn": 7,
@@ -120,8 +122,9 @@ def test_files_are_short():
 
 def test_public_names_are_frozen():
     assert distloop.__all__ == [
-        *("Metric", "NotFiniteError", "PeerLostError", "PreflightError", "RunConfig", "State", "Stopped", "Task"),
-        *("UsageError", "evaluate", "gather", "in_memory", "keras_metric", "load_tfds", "mean", "minimize", "train"),
+        *("Metric", "NotFiniteError", "PeerLostError", "PreflightError", "RunConfig", "State", "Stopped"),
+        *("StorageError", "Task", "UsageError", "evaluate", "export", "gather", "in_memory", "keras_metric"),
+        *("load_tfds", "mean", "minimize", "train"),
     ]
     for name in distloop.__all__:
         assert getattr(distloop, name).__doc__

@@ -184,3 +184,76 @@ def test_the_average_of_the_weights_is_what_is_evaluated(tmp_path):
         variable.assign(average)  # as evaluation has seen it
     errors = state.model.predict(toy.DATA["x"], verbose=0)[:, 0] - toy.DATA["y"]
     assert summary["eval"]["loss"] == pytest.approx(np.mean(errors**2), rel=1e-5)
+
+
+class Patience:
+    """Stand for an early stopping of a user: its state lives in a dict."""
+
+    def __init__(self):
+        self.host_state = {"best": None, "waited": 0, "seen": []}
+
+    def __call__(self, progress):
+        loss, state = progress.metrics["loss"], self.host_state
+        state["seen"].append(progress.step)
+        better = state["best"] is None or loss < state["best"]
+        state["best"], state["waited"] = (loss, 0) if better else (state["best"], state["waited"] + 1)
+
+
+def test_what_actions_keep_is_resumed(tmp_path):
+    settings = config(tmp_path, steps_per_call=1, checkpoint_every_steps=2)
+    whole, killed, resumed = Patience(), Patience(), Patience()
+    train(toy.make_task(settings), settings, extra_actions=[whole])
+    other = dataclasses.replace(settings, workdir=str(tmp_path / "other"))
+
+    def stop(progress):
+        if progress.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(toy.make_task(other), other, extra_actions=[killed, stop])
+    assert killed.host_state["seen"] == [1, 2, 3, 4, 5]
+    train(toy.make_task(other), other, extra_actions=[resumed])
+    assert resumed.host_state == whole.host_state
+    assert resumed.host_state["seen"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_an_action_keeps_must_be_json(tmp_path):
+    def act(progress):
+        pass
+
+    act.host_state = {"best": np.float32(1)}
+    with pytest.raises(UsageError, match=r"the host_state of the action '.*act' cannot be saved \(.*float32"):
+        train(toy.make_task(CONFIG), config(tmp_path), extra_actions=[act])
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_the_best_checkpoint_is_kept_until_it_is_beaten(tmp_path, mode):
+    settings = config(
+        tmp_path,
+        epochs=8,
+        learning_rate=0.3,  # so that the loss goes up and down
+        eval_every_steps=1,
+        checkpoint_every_steps=3,
+        keep_checkpoints=2,
+        best_metric="loss",
+        best_mode=mode,
+    )
+    best = train(toy.make_task(settings), settings)["best"]
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    found = {line["step"]: line["loss"] for line in lines if line["split"] == "eval"}
+    expected = (min if mode == "min" else max)(found, key=found.get)
+    assert best == {"metric": "loss", "value": found[expected], "step": expected}
+    kept = sorted(int(path.name.removeprefix("step_")) for path in (tmp_path / "run/checkpoints").iterdir())
+    assert expected in kept
+    assert kept[-1] == 24
+    assert len(kept) <= 3
+
+
+def test_a_best_metric_that_there_is_not_is_refused_before_anything_is_written(tmp_path):
+    settings = config(tmp_path, best_metric="acuracy")
+    with pytest.raises(UsageError, match="best_metric is 'acuracy'; expected a metric of the evaluation: loss"):
+        train(toy.make_task(settings), settings)
+    task = dataclasses.replace(toy.make_task(settings), eval_step=None, eval_data=None)
+    with pytest.raises(UsageError, match="but the task has no eval_data to find the best with"):
+        train(task, settings)
+    assert list(tmp_path.iterdir()) == []
