@@ -218,11 +218,9 @@ def test_what_actions_keep_is_resumed(tmp_path):
 
 
 def test_what_an_action_keeps_must_be_json(tmp_path):
-    def act(progress):
-        pass
-
-    act.host_state = {"best": np.float32(1)}
-    with pytest.raises(UsageError, match=r"the host_state of the action '.*act' cannot be saved \(.*float32"):
+    act = Patience()
+    act.host_state["best"] = np.float32(1)
+    with pytest.raises(UsageError, match=r"the host_state of the action 'Patience' cannot be saved \(.*float32"):
         train(toy.make_task(CONFIG), config(tmp_path), extra_actions=[act])
 
 
