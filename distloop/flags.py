@@ -121,7 +121,9 @@ def _train(arguments: Sequence[str]) -> int:
 def _export(arguments: Sequence[str]) -> int:
     if arguments:
         raise UsageError(f"unexpected argument {arguments[0]!r}; expected flags: see --help.")
-    settings = {name: flags.FLAGS[name].value for name in ("workdir", "output", "format", "best", "averaged", "part")}
+    settings: dict[str, Any] = {
+        name: flags.FLAGS[name].value for name in ("workdir", "output", "format", "best", "averaged", "part")
+    }
     for name in ("workdir", "output"):
         if not settings[name]:
             raise UsageError(f"{name} is not given; expected --workdir=RUN --output=NEW_PATH.")

@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from typing import Any
 
 import keras
 import numpy as np
@@ -109,7 +110,8 @@ def test_several_models_are_written_under_their_names_or_none_is(tmp_path, monke
     output = tmp_path / "out"
     paths = export(config.workdir, str(output), task=both, format="keras")
     assert paths == [str(output / "model.keras"), str(output / "helper.keras")]
-    assert keras.models.load_model(paths[1]).name == "helper"
+    helper: Any = keras.models.load_model(paths[1])
+    assert helper.name == "helper"
 
     def fails(self, path, **settings):
         epath.Path(path).write_text("half")
