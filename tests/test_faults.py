@@ -62,7 +62,6 @@ def test_kills_before_each_operation_on_a_file_change_nothing(clean, tmp_path):
     assert differences(run.folder, reference.folder) == []
 
 
-@pytest.mark.xfail(reason="until a damaged checkpoint gives way to the one before")
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(clean, tmp_path, damage):
     run = Run(tmp_path / "run")
