@@ -1,64 +1,126 @@
 """Real processes for tests: each in its own session, on fresh ports, ended by SIGKILL at a limit."""
 
 import contextlib
+import functools
 import os
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import final
 
 from distloop.cluster import Cluster, to_tf_config
 from distloop.launcher.local import free_ports
+from tests.zygote import Zygote
 
 ROOT = Path(__file__).parents[1]
 
 
-def start(arguments: Sequence[str], *, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
-    """Start `python <arguments>`; the caller must `finish` it."""
+@final
+class Process:
+    """A child process, with what it writes in files."""
+
+    def __init__(self, arguments: Sequence[str], *, cwd: Path, environment: dict[str, str], fresh: bool) -> None:
+        self.returncode: int | None = None
+        self._files = [tempfile.TemporaryFile("w+") for _ in ("stdout", "stderr")]  # noqa: SIM115 (open for its life)
+        out, err = self._files
+        if fresh or arguments[0] not in ("-m", "-c"):
+            self._popen = subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=cwd,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+            self.pid = self._popen.pid
+        else:
+            self.pid = _zygote().fork(arguments, cwd=cwd, environment=environment, out=out, err=err)
+        self._descriptor = os.pidfd_open(self.pid)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return its exit code, -n if signal n ended it. Raises TimeoutError."""
+        if self.returncode is None:
+            ended, _, _ = select.select([self._descriptor], [], [], timeout)
+            if not ended:
+                raise TimeoutError
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            os.close(self._descriptor)
+        return self.returncode
+
+    def fileno(self) -> int:
+        """Return what `select` finds readable once the process has ended."""
+        return self._descriptor
+
+    def poll(self) -> int | None:
+        """Return its exit code, or None while it runs."""
+        with contextlib.suppress(TimeoutError):
+            self.wait(0)
+        return self.returncode
+
+    def output(self) -> tuple[str, str]:
+        """Return what it has written so far to stdout and to stderr."""
+        # Opened anew: the process writes where its own file, of the same offset, stands.
+        out, err = [Path(f"/proc/self/fd/{file.fileno()}").read_text(errors="replace") for file in self._files]
+        return out, err
+
+
+@functools.cache
+def _zygote() -> Zygote:
+    return Zygote(ROOT)
+
+
+def start(arguments: Sequence[str], *, cwd: Path = ROOT, fresh: bool = False, **environment: str) -> Process:
+    """Start `python <arguments>`; the caller must `finish` or `kill` it.
+
+    It is forked from a process that has done the imports, to save their seconds; a `fresh` one starts from nothing, for
+    tests of what is imported, of what TensorFlow writes when it loads, and of commands that start processes themselves.
+    """
     clean = {name: value for name, value in os.environ.items() if name not in ("TF_CONFIG", "FORCE_COLOR")}
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env={**clean, "PYTHONPATH": str(ROOT), **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return Process(arguments, cwd=cwd, environment={**clean, "PYTHONPATH": str(ROOT), **environment}, fresh=fresh)
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: Process) -> None:
     """End a process and its children at once; a worker in a collective ignores SIGTERM."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def finish(process: subprocess.Popen[str], *, limit_secs: float = 180) -> tuple[int, str, str]:
+def finish(process: Process, *, limit_secs: float = 180) -> tuple[int, str, str]:
     """Wait for a process; return exit code, stdout and stderr. At the limit it is killed and the test fails."""
     try:
-        out, err = process.communicate(timeout=limit_secs)
-    except subprocess.TimeoutExpired:
+        code = process.wait(limit_secs)
+    except TimeoutError:
         kill(process)
-        out, err = process.communicate()
+        out, err = process.output()
         raise AssertionError(f"still running after {limit_secs} s\n{out[-2000:]}\n{err[-4000:]}") from None
-    return process.returncode, out, err
+    return code, *process.output()
 
 
-def run(*arguments: str, limit_secs: float = 180, **environment: str) -> tuple[int, str, str]:
+def run(*arguments: str, limit_secs: float = 180, fresh: bool = False, **environment: str) -> tuple[int, str, str]:
     """Run `python <arguments>` to its end."""
-    return finish(start(arguments, **environment), limit_secs=limit_secs)
+    return finish(start(arguments, fresh=fresh, **environment), limit_secs=limit_secs)
+
+
+def start_workers(arguments: Sequence[str], *, workers: int, fresh: bool = False, **environment: str) -> list[Process]:
+    """Start `python <arguments>` in every worker of a fresh cluster on loopback; one worker needs no cluster."""
+    if workers == 1:
+        return [start(arguments, fresh=fresh, **environment)]
+    addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(workers))
+    configs = [to_tf_config(Cluster(addresses, index)) for index in range(workers)]
+    return [start(arguments, fresh=fresh, TF_CONFIG=config, **environment) for config in configs]
 
 
 def run_workers(
     arguments: Sequence[str], *, workers: int, limit_secs: float = 180, **environment: str
 ) -> list[tuple[int, str, str]]:
     """Run `python <arguments>` in every worker of a fresh cluster on loopback, to their ends."""
-    addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(workers))
-    configs = [to_tf_config(Cluster(addresses, index)) for index in range(workers)]
-    processes = [start(arguments, TF_CONFIG=config, **environment) for config in configs]
+    processes = start_workers(arguments, workers=workers, **environment)
     try:
         return [finish(process, limit_secs=limit_secs) for process in processes]
     finally:
