@@ -7,13 +7,15 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:  # the same table as below, in the form that type checkers and editors read
+    from distloop.caching import in_memory, on_disk
     from distloop.config import NotFiniteError, PeerLostError, PreflightError, RunConfig, Stopped, UsageError
-    from distloop.data import in_memory
     from distloop.datasets import load_tfds
     from distloop.experiment import evaluate, train
     from distloop.gradients import minimize
     from distloop.keras_metrics import keras_metric
     from distloop.metrics import Metric, gather, mean
+    from distloop.pipeline import Pipeline
+    from distloop.records import load_tfrecords
     from distloop.task import State, Task
 
 __version__ = "0.1.0"
@@ -25,7 +27,8 @@ _HOMES = {
     "RunConfig": "config",
     "Stopped": "config",
     "UsageError": "config",
-    "in_memory": "data",
+    "in_memory": "caching",
+    "on_disk": "caching",
     "load_tfds": "datasets",
     "evaluate": "experiment",
     "train": "experiment",
@@ -34,6 +37,8 @@ _HOMES = {
     "Metric": "metrics",
     "gather": "metrics",
     "mean": "metrics",
+    "Pipeline": "pipeline",
+    "load_tfrecords": "records",
     "State": "task",
     "Task": "task",
 }
@@ -42,6 +47,7 @@ __all__ = [
     "Metric",
     "NotFiniteError",
     "PeerLostError",
+    "Pipeline",
     "PreflightError",
     "RunConfig",
     "State",
@@ -53,8 +59,10 @@ __all__ = [
     "in_memory",
     "keras_metric",
     "load_tfds",
+    "load_tfrecords",
     "mean",
     "minimize",
+    "on_disk",
     "train",
 ]
 

@@ -7,8 +7,9 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.data.ops import multi_device_iterator_ops
 
+from distloop.caching import in_memory
 from distloop.config import UsageError
-from distloop.data import in_memory, make_stream, per_replica_batches, untuned
+from distloop.data import make_stream, per_replica_batches, untuned
 
 N, BATCH, STEPS = 21, 8, 3  # 8 + 8 + 5
 
