@@ -15,11 +15,11 @@ import numpy as np
 import tensorflow as tf
 
 from distloop.config import UsageError
-from distloop.pipeline import Pipeline, Source, as_pipeline
+from distloop.pipeline import Pipeline, Source, as_pipeline, explain
 from distloop.records import Records, in_turn
 from distloop.sources import check_features, count_examples, describe_source
 
-_BATCH = 1024  # examples that are decoded at a time
+_BATCH = 256  # examples that are decoded at a time
 
 
 def in_memory(source: Source) -> dict[str, np.ndarray]:
@@ -79,7 +79,7 @@ def _checked(source: Source, name: str) -> tuple[Pipeline, int]:
 def _batches(pipeline: Pipeline) -> Iterator[dict[str, np.ndarray]]:
     """Yield all examples in the order of the source, many at a time."""
     base = pipeline.base
-    elements = in_turn(base) if isinstance(base, Records) else base
+    elements: Any = in_turn(base) if isinstance(base, Records) else base
     if isinstance(elements, Mapping):
         elements = tf.data.Dataset.from_tensor_slices(dict(elements))
     if pipeline.changes_examples:
@@ -90,7 +90,11 @@ def _batches(pipeline: Pipeline) -> Iterator[dict[str, np.ndarray]]:
             deterministic=True,
         )
     batches = elements.batch(_BATCH)
-    yield from (batches if pipeline.map_batch is None else batches.map(pipeline.map_batch)).as_numpy_iterator()
+    try:
+        mapped: Any = batches if pipeline.map_batch is None else batches.map(pipeline.map_batch)
+        yield from mapped.as_numpy_iterator()
+    except tf.errors.InvalidArgumentError as error:
+        raise explain(error) or error from error
 
 
 def _write(
@@ -100,13 +104,10 @@ def _write(
     folder.parent.mkdir(parents=True, exist_ok=True)
     own = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        arrays = {
-            feature: np.lib.format.open_memmap(
-                _file(own, feature), "w+", spec.dtype.as_numpy_dtype, (num_examples, *spec.shape)
-            )
-            for feature, spec in features.items()
-        }
-        done = 0
+        arrays, done = {}, 0
+        for feature, spec in features.items():
+            shape: Any = (num_examples, *spec.shape)
+            arrays[feature] = np.lib.format.open_memmap(_file(own, feature), "w+", spec.dtype.as_numpy_dtype, shape)
         for batch in _batches(pipeline):
             size = len(next(iter(batch.values())))
             for feature, array in arrays.items():

@@ -147,23 +147,18 @@ def _fetcher(pipeline: Pipeline) -> Callable[[Batch], Batch]:
     Many batches run at a time: a parallel call for each example would cost 40 us each, as much as decoding a small one.
     """
     base: Any = pipeline.base
-    one = reader(base) if isinstance(base, Records) else None
-    take = None if isinstance(base, Records) else _taker(base)
+    read, take = (reader(base), None) if isinstance(base, Records) else (None, _taker(base))
 
     def fetch(rows: Batch) -> Batch:
-        if one is None and not pipeline.changes_examples:
+        if take and not pipeline.changes_examples:
             return _with_weight(pipeline.batch(take(rows["row"])), rows["weight"])
-        if one is None:
-            elements = tf.data.Dataset.from_tensor_slices((rows["row"], take(rows["row"])))
-        else:
-            numbers = tf.data.Dataset.from_tensor_slices(rows["row"])
-            elements = tf.data.Dataset.zip((numbers, numbers.flat_map(one)))
-        if pipeline.changes_examples:
-            elements = elements.map(lambda row, element: pipeline.example(element, tf.stack([rows["key"], row])))
-        else:
-            elements = elements.map(lambda row, element: element)
-        examples = elements.batch(rows["row"].shape[0], drop_remainder=True).get_single_element()
-        return _with_weight(pipeline.batch(examples), rows["weight"])
+        numbers = tf.data.Dataset.from_tensor_slices(rows["row"])
+        taken: Any = take and take(rows["row"])
+        elements = numbers.flat_map(read) if read else tf.data.Dataset.from_tensor_slices(taken)
+        numbered: Any = tf.data.Dataset.zip((numbers, elements))
+        examples = numbered.map(lambda row, element: pipeline.example(element, tf.stack([rows["key"], row])))
+        batch = examples.batch(rows["row"].shape[0], drop_remainder=True).get_single_element()
+        return _with_weight(pipeline.batch(batch), rows["weight"])
 
     return fetch
 
@@ -199,7 +194,7 @@ def _read_in_turn(
             tf.compat.v1.set_random_seed(1)
             mixed = tf.random.experimental.stateless_fold_in(seed, seed[1])[0]  # pyright: ignore[reportAttributeAccessIssue]
             elements = elements.shuffle(SHUFFLE_BUFFER, seed=mixed, reshuffle_each_iteration=False)
-        steps = elements.skip(skipped * size).window(size)
+        steps: Any = elements.skip(skipped * size).window(size)
         keys = tf.data.Dataset.from_tensors(_key(seed)).repeat()
 
         def share_of_step(rows: tf.data.Dataset, elements: Any) -> tf.data.Dataset:

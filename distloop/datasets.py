@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from distloop.config import UsageError
 from distloop.pipeline import Pipeline
@@ -60,4 +61,5 @@ def load_tfds(dataset: str, split: str, data_dir: str | None) -> Pipeline:
         read_config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
         return Pipeline(builder.as_dataset(split=split, read_config=read_config))  # pyright: ignore[reportCallIssue] (a decorator hides the parameters)
     parts = [(os.fspath(part.filename), part.skip, part.take if part.take >= 0 else None) for part in instructions]
-    return Pipeline(records_of(parts), map=builder.info.features.deserialize_example)
+    features: Any = builder.info.features
+    return Pipeline(records_of(parts), map=features.deserialize_example)

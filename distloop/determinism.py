@@ -4,7 +4,6 @@ import re
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.core.framework import graph_pb2
 
 from distloop.config import UsageError
 
@@ -26,7 +25,8 @@ def check_deterministic(dataset: tf.data.Dataset, name: str) -> None:
     """
     policy = tf.data.experimental.ExternalStatePolicy.IGNORE
     try:
-        graph = graph_pb2.GraphDef.FromString(dataset._as_serialized_graph(external_state_policy=policy).numpy())
+        serialized: Any = dataset._as_serialized_graph(external_state_policy=policy)
+        graph: Any = tf.compat.v1.GraphDef.FromString(serialized.numpy())
     except Exception as error:  # above 2 GB
         raise UsageError(
             f"the graph of {name} cannot be looked at ({type(error).__name__}); if it is made of large arrays, give "

@@ -1,5 +1,6 @@
 """The input pipeline that a user wants: where examples come from, and what is done to each and to a batch of them."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union, final
@@ -92,13 +93,17 @@ def _pad(example: Any, pad_to: Mapping[str, int | Sequence[int]]) -> Any:
         axes = len(lengths)
         if value.shape.rank is None or value.shape.rank < axes:
             raise UsageError(f"pad_to gives {name!r} {axes} lengths; it has the shape {value.shape}.")
-        actual = tf.shape(value)[:axes]
-        fits = tf.debugging.assert_less_equal(
-            actual, lengths, f"the feature {name!r} is longer than {lengths}, which pad_to says"
-        )
-        with tf.control_dependencies([fits] if fits is not None else []):
-            after = tf.pad(lengths - actual, [[0, value.shape.rank - axes]])
+        missing = lengths - tf.shape(value)[:axes]
+        said = f"pad_to gives {name} the length {'x'.join(map(str, lengths))}, and an example is longer"
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(missing >= 0), [said])]):
+            after = tf.pad(missing, [[0, value.shape.rank - axes]])
         paddings = tf.stack([tf.zeros_like(after), after], axis=1)
         padded[name] = tf.pad(value, paddings, constant_values=tf.zeros([], value.dtype))
         padded[name].set_shape([*lengths, *value.shape[axes:]])
     return padded
+
+
+def explain(error: tf.errors.InvalidArgumentError) -> UsageError | None:
+    """Return what the reading of data says in one sentence, if it was stopped by an example too long for `pad_to`."""
+    found = re.search(r"pad_to gives \S+ the length \S+, and an example is longer", str(error))
+    return UsageError(f"{found[0]}; give it a greater length, or cut it in map.") if found else None

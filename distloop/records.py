@@ -6,12 +6,12 @@ import mmap
 import os
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import tensorflow as tf
@@ -103,15 +103,16 @@ def in_turn(records: Records) -> tf.data.Dataset:
         (f, records.offsets[first], n) for f, first, n in zip(records.files, firsts, records.counts, strict=True) if n
     ]
     files, starts, counts = (list(column) for column in zip(*parts, strict=True))
-    columns = tf.data.Dataset.from_tensor_slices((files, np.array(starts, np.int64), np.array(counts, np.int64)))
+    columns: Any = tf.data.Dataset.from_tensor_slices((files, np.array(starts, np.int64), np.array(counts, np.int64)))
     return columns.flat_map(lambda file, start, n: _records_from(file, start, buffer_size=_BLOCK).take(n))
 
 
 def _records_from(file: tf.Tensor, offset: tf.Tensor, *, buffer_size: int) -> tf.data.Dataset:
-    variant = tf.raw_ops.TFRecordDatasetV2(
+    variant: Any = tf.raw_ops.TFRecordDatasetV2(
         filenames=file[None], compression_type="", buffer_size=buffer_size, byte_offsets=offset[None]
     )
-    return dataset_ops._VariantDataset(variant, _RECORD)  # the op is public, its way into a Dataset is not
+    dataset: Any = dataset_ops._VariantDataset(variant, _RECORD)  # the op is public, its way into a Dataset is not
+    return dataset
 
 
 def _index(name: str) -> tuple[np.ndarray, int]:
@@ -129,47 +130,53 @@ def _index(name: str) -> tuple[np.ndarray, int]:
         return np.load(kept), size
     except (OSError, ValueError, EOFError):  # not there, or cut short by whatever wrote it
         pass
-    starts = np.fromiter(_remote_starts(name, size) if remote else _local_starts(name, size), np.int64)
+    starts = np.array(_remote_starts(name, size) if remote else _local_starts(name, size), np.int64)
     _keep(kept, starts)
     return starts, size
 
 
-def _local_starts(name: str, size: int) -> Iterator[int]:
-    if not size:
-        return
-    with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:  # noqa: PTH123
-        data.madvise(mmap.MADV_RANDOM)  # of large records only the pages with their headers
-        start = 0
-        while start < size:
-            yield start
-            start = _next_start(name, size, start, data[start : start + 12])
+def _local_starts(name: str, size: int) -> list[int]:
+    starts, start, head = [], 0, b""
+    if size:
+        with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:  # noqa: PTH123
+            data.madvise(mmap.MADV_RANDOM)  # of large records only the pages with their headers
+            head = data[:2]
+            while start <= size - _AROUND:  # 0.3 us a record, so without a call
+                starts.append(start)
+                start += _LENGTH.unpack_from(data, start)[0] + _AROUND
+    _check_end(name, size, starts, start, head)
+    return starts
 
 
-def _remote_starts(name: str, size: int) -> Iterator[int]:
+def _remote_starts(name: str, size: int) -> list[int]:
+    starts, start = [], 0
     with tf.io.gfile.GFile(name, "rb") as file:
-        block, block_start, start = b"", 0, 0
-        while start < size:
-            if start + 12 > block_start + len(block):
+        block, block_start = file.read(_BLOCK), 0
+        head = block[:2]
+        while start <= size - _AROUND:
+            if start + _LENGTH.size > block_start + len(block):
                 file.seek(start)
                 block, block_start = file.read(_BLOCK), start
-            yield start
-            start = _next_start(name, size, start, block[start - block_start :][:12])
+            starts.append(start)
+            start += _LENGTH.unpack_from(block, start - block_start)[0] + _AROUND
+    _check_end(name, size, starts, start, head)
+    return starts
 
 
-def _next_start(name: str, size: int, start: int, header: bytes) -> int:
-    """Return where the next record starts. Raises UsageError if this one cannot be a whole record."""
-    if start == 0 and (header[:2] == b"\x1f\x8b" or header[:2] in (b"\x78\x01", b"\x78\x9c", b"\x78\xda")):
+def _check_end(name: str, size: int, starts: list[int], end: int, head: bytes) -> None:
+    """Raise UsageError unless the last record ends where the file does; `head` are the file's first bytes."""
+    if end == size:
+        return
+    if head[:2] in (b"\x1f\x8b", b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda"):  # gzip and zlib
         raise UsageError(
             f"{name} is compressed, and what is compressed cannot be read by index; write it again with plain "
             "tf.io.TFRecordWriter(path), or read it with tf.data.TFRecordDataset."
         )
-    after = start + _AROUND + _LENGTH.unpack(header[:8])[0] if len(header) == 12 else size + 1
-    if after > size:
-        raise UsageError(
-            f"{name} has no whole record at byte {start:,} of {size:,}; expected a TFRecord file: it was cut short, is "
-            "still being written, or is of another format."
-        )
-    return after
+    last = starts[-1] if end > size else end
+    raise UsageError(
+        f"{name} has no whole record at byte {last:,} of {size:,}; expected a TFRecord file: it was cut short, is "
+        "still being written, or is of another format."
+    )
 
 
 def _keep(path: Path, starts: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Mapping
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -40,6 +41,7 @@ def check_features(pipeline: Pipeline, name: str) -> dict[str, tf.TensorSpec]:
     Every function of the pipeline is traced, none is run.
     """
     base = pipeline.base
+    elements: Any
     if isinstance(base, tf.data.Dataset):
         elements = base
     elif isinstance(base, Records):
