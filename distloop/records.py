@@ -139,8 +139,9 @@ def _local_starts(name: str, size: int) -> list[int]:
     starts, start, head = [], 0, b""
     if size:
         with open(name, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:  # noqa: PTH123
-            data.madvise(mmap.MADV_RANDOM)  # of large records only the pages with their headers
-            head = data[:2]
+            head = data[: _LENGTH.size]
+            if size >= _AROUND and _LENGTH.unpack(head)[0] > _BLOCK:
+                data.madvise(mmap.MADV_RANDOM)  # of large records only the pages with their headers
             while start <= size - _AROUND:  # 0.3 us a record, so without a call
                 starts.append(start)
                 start += _LENGTH.unpack_from(data, start)[0] + _AROUND
