@@ -7,6 +7,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:  # the same table as below, in the form that type checkers and editors read
+    from distloop.caching import in_memory, on_disk
     from distloop.config import (
         NotFiniteError,
         PeerLostError,
@@ -16,12 +17,13 @@ if _TYPE_CHECKING:  # the same table as below, in the form that type checkers an
         StorageError,
         UsageError,
     )
-    from distloop.data import in_memory
     from distloop.datasets import load_tfds
     from distloop.experiment import evaluate, train
     from distloop.gradients import minimize
     from distloop.keras_metrics import keras_metric
     from distloop.metrics import Metric, gather, mean
+    from distloop.pipeline import Pipeline
+    from distloop.records import load_tfrecords
     from distloop.serving import export
     from distloop.task import State, Task
 
@@ -35,7 +37,8 @@ _HOMES = {
     "Stopped": "config",
     "StorageError": "config",
     "UsageError": "config",
-    "in_memory": "data",
+    "in_memory": "caching",
+    "on_disk": "caching",
     "load_tfds": "datasets",
     "evaluate": "experiment",
     "train": "experiment",
@@ -45,6 +48,8 @@ _HOMES = {
     "gather": "metrics",
     "mean": "metrics",
     "export": "serving",
+    "Pipeline": "pipeline",
+    "load_tfrecords": "records",
     "State": "task",
     "Task": "task",
 }
@@ -53,6 +58,7 @@ __all__ = [
     "Metric",
     "NotFiniteError",
     "PeerLostError",
+    "Pipeline",
     "PreflightError",
     "RunConfig",
     "State",
@@ -66,8 +72,10 @@ __all__ = [
     "in_memory",
     "keras_metric",
     "load_tfds",
+    "load_tfrecords",
     "mean",
     "minimize",
+    "on_disk",
     "train",
 ]
 

@@ -5,26 +5,32 @@ last batch of an epoch is filled up with its own examples in turn, with weight 0
 """
 
 import contextlib
-import zlib
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.data.ops import multi_device_iterator_ops
 
-from distloop.config import UsageError
-from distloop.task import Batch, Source
+from distloop.pipeline import Batch, Pipeline, Source, as_pipeline
+from distloop.records import Records, reader
+from distloop.sources import check_features, count_examples, describe_source
 
-SHUFFLE_BUFFER = 10_000  # examples of a `tf.data` source that are held to shuffle; arrays are shuffled completely
+SHUFFLE_BUFFER = (
+    10_000  # elements of a `tf.data` source that are held to shuffle; what has an index is shuffled completely
+)
+_PARALLEL: Any = {"num_parallel_calls": tf.data.AUTOTUNE, "deterministic": True}
+_AUGMENT = 0x617567  # keeps the seeds of augmentation apart from those of the order
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Say how a source becomes batches. `seed` None keeps the order of the source."""
+    """Say how a source becomes batches. `seed` None keeps the order of the source and does not augment."""
 
-    source: Source
+    pipeline: Pipeline
+    features: dict[str, tf.TensorSpec]  # of one example, without the weight of padding
     num_examples: int
     global_batch_size: int
     seed: int | None
@@ -42,20 +48,23 @@ class Stream:
 
 def make_stream(source: Source, *, name: str, global_batch_size: int, seed: int | None) -> Stream:
     """Check a source (called `name` in messages) and count its examples. Raises UsageError if it cannot be batched."""
-    if isinstance(source, tf.data.Dataset):
-        _check_elements(source.element_spec, name)
-        num_examples = int(source.cardinality())
-        if num_examples == tf.data.UNKNOWN_CARDINALITY:
-            raise UsageError(
-                f"{name} does not know its length; end it with .apply(tf.data.experimental.assert_cardinality(n))."
-            )
-        if num_examples == tf.data.INFINITE_CARDINALITY:
-            raise UsageError(f"{name} is endless; drop .repeat(), the library repeats it.")
-    else:
-        num_examples = _common_length(source, name)
-    if num_examples == 0:
-        raise UsageError(f"{name} has no examples; expected at least one: check its filters, its folder and its split.")
-    return Stream(source, num_examples, global_batch_size, seed)
+    pipeline = as_pipeline(source)
+    if seed is None:
+        pipeline = dataclasses.replace(pipeline, augment=None)
+    num_examples = count_examples(pipeline, name)
+    return Stream(pipeline, check_features(pipeline, name), num_examples, global_batch_size, seed)
+
+
+def describe(stream: Stream) -> dict[str, str]:
+    """Return what workers compare before they train: how many examples, which features, which files or arrays."""
+    features = {name: f"{spec.dtype.name} {spec.shape}" for name, spec in stream.features.items()}
+    return {"examples": f"{stream.num_examples:,}", **features, **describe_source(stream.pipeline)}
+
+
+class _Share(NamedTuple):
+    size: int  # examples in a replica's batch
+    begin: int  # the worker's first replica
+    local: int  # and how many it has
 
 
 @contextlib.contextmanager
@@ -83,66 +92,30 @@ def _untuned_options() -> tf.data.Options:
     return options
 
 
-def describe(stream: Stream) -> dict[str, str]:
-    """Return what workers compare before they train: how many examples, and each feature's type, shape and checksum.
-
-    The checksum is of up to 1,000 rows of an array; a `tf.data` source is not read for it.
-    """
-    described = {"examples": f"{stream.num_examples:,}"}
-    if isinstance(stream.source, tf.data.Dataset):
-        spec: Any = stream.source.element_spec
-        return described | {name: f"{tensor.dtype.name} {tensor.shape}" for name, tensor in spec.items()}
-    for name, array in stream.source.items():
-        rows = np.asarray(array)[:: -(-stream.num_examples // 1000)]
-        described[name] = f"{rows.dtype} {rows.shape[1:]} crc {zlib.crc32(np.ascontiguousarray(rows).tobytes()):08x}"
-    return described
-
-
-def in_memory(dataset: tf.data.Dataset) -> dict[str, np.ndarray]:
-    """Read a finite dataset of single examples once and return it as arrays `[examples, ...]`.
-
-    Arrays are shuffled completely and resumed at once; worth it for whatever fits in memory on every worker.
-    """
-    name = "the data set given to in_memory"
-    _check_elements(dataset.element_spec, name)
-    batches = list(dataset.batch(1024).as_numpy_iterator())
-    if not batches:
-        raise UsageError(f"{name} has no examples; expected at least one.")
-    return {feature: np.concatenate([batch[feature] for batch in batches]) for feature in batches[0]}
-
-
-@tf.autograph.experimental.do_not_convert  # nothing here needs it, and converting takes a part of the start
+@tf.autograph.experimental.do_not_convert  # steps are plain Python too, and converting takes a part of the start
 def per_replica_batches(stream: Stream, context: tf.distribute.InputContext, *, first_step: int) -> tf.data.Dataset:
     """Return one worker's endless dataset from `first_step` on: for each step, one batch for each of its replicas.
 
-    Elements are dicts of `[global_batch / replicas, ...]` with `"weight"` float32. Every worker reads the whole source
-    and keeps its share; less is read only from a source that can be read by index, as arrays are.
+    Elements are dicts of `[global_batch / replicas, ...]` with `"weight"` float32. Arrays and records are read by
+    index: each worker reads its share. A `tf.data` source is read by every worker, which decodes its share.
     """
     replicas = context.num_replicas_in_sync
     local = replicas // context.num_input_pipelines
-    begin = context.input_pipeline_id * local
-    shape = [replicas, stream.global_batch_size // replicas]
+    share = _Share(stream.global_batch_size // replicas, context.input_pipeline_id * local, local)
     first_epoch, first_step_in_epoch = divmod(first_step, stream.steps_per_epoch)
 
-    def epoch_steps(epoch: tf.Tensor) -> tf.data.Dataset:
-        seed = None if stream.seed is None else tf.stack([tf.cast(stream.seed, tf.int64), epoch])
-        if isinstance(stream.source, tf.data.Dataset):
-            steps = _dataset_steps(stream, stream.source, seed)
-        else:
-            steps = _array_steps(stream, seed)
-        steps = steps.skip(tf.where(epoch == first_epoch, tf.constant(first_step_in_epoch, tf.int64), 0))
+    def epochs(share_of_epoch: Callable[[tf.Tensor | None, tf.Tensor], tf.data.Dataset]) -> tf.data.Dataset:
+        def share_of(epoch: tf.Tensor) -> tf.data.Dataset:
+            seed = None if stream.seed is None else tf.stack([tf.cast(stream.seed, tf.int64), epoch])
+            return share_of_epoch(seed, tf.where(epoch == first_epoch, tf.constant(first_step_in_epoch, tf.int64), 0))
 
-        def local_share(batch: Batch) -> Batch:
-            return {k: tf.reshape(v, [*shape, *v.shape[1:]])[begin : begin + local] for k, v in batch.items()}
+        return tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(share_of)
 
-        return steps.map(local_share).unbatch()
-
-    dataset = tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(epoch_steps)
-    if not isinstance(stream.source, tf.data.Dataset):
-        # Rows are read after the share is taken, many batches at a time.
-        with tf.device("CPU:0"):  # where tf.data runs; a GPU would take them otherwise
-            arrays = {name: tf.constant(array) for name, array in stream.source.items()}
-        dataset = dataset.map(lambda rows: _take(arrays, rows), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    if isinstance(stream.pipeline.base, tf.data.Dataset):
+        dataset = _read_in_turn(stream, stream.pipeline.base, share, epochs)
+    else:
+        rows = epochs(lambda seed, skipped: _rows(stream, share, seed).skip(skipped * local))
+        dataset = rows.map(_fetcher(stream.pipeline), **_PARALLEL)
     options = _untuned_options()  # parallel maps then use all cores
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
@@ -151,78 +124,107 @@ def per_replica_batches(stream: Stream, context: tf.distribute.InputContext, *, 
     return dataset.prefetch(tf.data.AUTOTUNE).apply(endless).with_options(options)
 
 
-def _array_steps(stream: Stream, seed: tf.Tensor | None) -> tf.data.Dataset:
-    """Return an epoch's row numbers and weights, `[global_batch]` a step."""
+def _rows(stream: Stream, share: _Share, seed: tf.Tensor | None) -> tf.data.Dataset:
+    """Return a worker's part of an epoch: for each replica's batch its row numbers, weights and `key`; no data."""
     rows = tf.range(stream.num_examples, dtype=tf.int64)
     if seed is not None:
         rows = tf.random.experimental.stateless_shuffle(rows, seed)  # pyright: ignore[reportAttributeAccessIssue] (stub)
-    grid = [stream.steps_per_epoch, stream.global_batch_size]
+    grid = [stream.steps_per_epoch, stream.global_batch_size // share.size, share.size]
     places = tf.range(stream.steps_per_epoch * stream.global_batch_size, dtype=tf.int64)
     last_batch = (stream.steps_per_epoch - 1) * stream.global_batch_size
     in_turn = last_batch + (places - last_batch) % (stream.num_examples - last_batch)
     filled = tf.gather(rows, tf.where(places < stream.num_examples, places, in_turn))
     weight = tf.cast(places < stream.num_examples, tf.float32)
     columns: Any = {"row": tf.reshape(filled, grid), "weight": tf.reshape(weight, grid)}
-    return tf.data.Dataset.from_tensor_slices(columns)
+    columns = {name: column[:, share.begin : share.begin + share.local] for name, column in columns.items()}
+    columns["key"] = tf.fill([stream.steps_per_epoch, share.local], _key(seed))
+    return tf.data.Dataset.from_tensor_slices(columns).unbatch()
 
 
-def _take(arrays: Batch, rows: Batch) -> Batch:
-    batch = {name: tf.gather(array, rows["row"]) for name, array in arrays.items()}
-    return _with_weight(batch, rows["weight"])
+def _fetcher(pipeline: Pipeline) -> Callable[[Batch], Batch]:
+    """Return the function from a batch's row numbers to the batch. It reads and decodes one example after the other.
+
+    Many batches run at a time: a parallel call for each example would cost 40 us each, as much as decoding a small one.
+    """
+    base: Any = pipeline.base
+    read, take = (reader(base), None) if isinstance(base, Records) else (None, _taker(base))
+
+    def fetch(rows: Batch) -> Batch:
+        if take and not pipeline.changes_examples:
+            return _with_weight(pipeline.batch(take(rows["row"])), rows["weight"])
+        numbers = tf.data.Dataset.from_tensor_slices(rows["row"])
+        taken: Any = take and take(rows["row"])
+        elements = numbers.flat_map(read) if read else tf.data.Dataset.from_tensor_slices(taken)
+        numbered: Any = tf.data.Dataset.zip((numbers, elements))
+        examples = numbered.map(lambda row, element: pipeline.example(element, tf.stack([rows["key"], row])))
+        batch = examples.batch(rows["row"].shape[0], drop_remainder=True).get_single_element()
+        return _with_weight(pipeline.batch(batch), rows["weight"])
+
+    return fetch
 
 
-def _dataset_steps(stream: Stream, source: tf.data.Dataset, seed: tf.Tensor | None) -> tf.data.Dataset:
-    """Return an epoch's batches, filled up to `[global_batch, ...]`."""
-    if seed is not None:
-        # `shuffle` mixes the graph's seed in; this sets it for the epoch's own function only (0 means "by the clock").
-        tf.compat.v1.set_random_seed(1)
-        mixed = tf.random.experimental.stateless_fold_in(seed, seed[1])[0]  # pyright: ignore[reportAttributeAccessIssue]
-        source = source.shuffle(SHUFFLE_BUFFER, seed=mixed, reshuffle_each_iteration=False)
-    positions = tf.range(stream.global_batch_size)
+def _taker(arrays: Mapping[str, np.ndarray]) -> Callable[[tf.Tensor], Batch]:
+    """Return the function from row numbers to these rows of each array. Only arrays on disk stay there."""
+    with tf.device("CPU:0"):  # where tf.data runs; a GPU would take them otherwise
+        held = {k: a if isinstance(a, np.memmap) else tf.constant(a) for k, a in arrays.items()}
 
-    def fill_up(batch: Batch) -> Batch:
-        size = tf.shape(next(iter(batch.values())))[0]
-        filled = {name: tf.gather(value, positions % size) for name, value in batch.items()}
-        return _with_weight(filled, tf.cast(positions < size, tf.float32))
+    def take(rows: tf.Tensor) -> Batch:
+        return {k: _mapped(a, rows) if isinstance(a, np.memmap) else tf.gather(a, rows) for k, a in held.items()}
 
-    return source.batch(stream.global_batch_size, num_parallel_calls=tf.data.AUTOTUNE).map(fill_up)
+    return take
+
+
+def _mapped(array: np.memmap, rows: tf.Tensor) -> tf.Tensor:
+    taken = tf.numpy_function(lambda numbers: np.asarray(array[numbers]), [rows], array.dtype, stateful=False)
+    taken.set_shape([*rows.shape, *array.shape[1:]])
+    return taken
+
+
+def _read_in_turn(
+    stream: Stream, source: tf.data.Dataset, share: _Share, epochs: Callable[..., Any]
+) -> tf.data.Dataset:
+    """Return a worker's batches of a dataset: all of its elements are read and shuffled, the share is decoded."""
+    size, pipeline = stream.global_batch_size, stream.pipeline
+    first = share.begin * share.size
+
+    def share_of_epoch(seed: tf.Tensor | None, skipped: tf.Tensor) -> tf.data.Dataset:
+        elements = source.enumerate()
+        if seed is not None:
+            # `shuffle` mixes the graph's seed in; this sets it for the epoch's own function (0 means "by the clock").
+            tf.compat.v1.set_random_seed(1)
+            mixed = tf.random.experimental.stateless_fold_in(seed, seed[1])[0]  # pyright: ignore[reportAttributeAccessIssue]
+            elements = elements.shuffle(SHUFFLE_BUFFER, seed=mixed, reshuffle_each_iteration=False)
+        steps: Any = elements.skip(skipped * size).window(size)
+        keys = tf.data.Dataset.from_tensors(_key(seed)).repeat()
+
+        def share_of_step(rows: tf.data.Dataset, elements: Any) -> tf.data.Dataset:
+            weight = tf.cast(tf.range(size, dtype=tf.int64) < rows.cardinality(), tf.float32)
+            filled = tf.data.Dataset.zip((rows, elements)).repeat()
+            placed = tf.data.Dataset.zip((tf.data.Dataset.from_tensor_slices(weight), keys, filled))
+            return placed.skip(first).take(share.local * share.size)
+
+        return steps.flat_map(share_of_step)
+
+    def decode(weight: tf.Tensor, key: tf.Tensor, numbered: Any) -> Any:
+        row, element = numbered
+        return weight, pipeline.example(element, tf.stack([key, row]))
+
+    elements = epochs(share_of_epoch)
+    if pipeline.changes_examples:
+        batches = elements.map(decode, **_PARALLEL).batch(share.size, drop_remainder=True)
+    else:
+        batches = elements.batch(share.size, drop_remainder=True).map(lambda weight, _, numbered: (weight, numbered[1]))
+    return batches.map(lambda weight, examples: _with_weight(pipeline.batch(examples), weight), **_PARALLEL)
+
+
+def _key(seed: tf.Tensor | None) -> tf.Tensor:
+    """Return the number (int64) that with an example's own makes the seed of its augmentation in this epoch."""
+    if seed is None:
+        return tf.constant(0, tf.int64)
+    return tf.random.experimental.stateless_fold_in(seed, tf.constant(_AUGMENT, tf.int64))[0]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _with_weight(batch: Batch, weight: tf.Tensor) -> Batch:
     """Add the weight of padding, or multiply the source's own weights by it."""
     own = batch.get("weight")
     return {**batch, "weight": weight if own is None else tf.cast(own, tf.float32) * weight}
-
-
-def _check_elements(spec: object, name: str) -> None:
-    if not isinstance(spec, Mapping) or not all(isinstance(feature, tf.TensorSpec) for feature in spec.values()):
-        raise UsageError(
-            f"{name} yields {spec}; expected a flat dict of tensors an example, such as "
-            '.map(lambda x, y: {"image": x, "label": y}).'
-        )
-    for feature, tensor in spec.items():
-        if not tensor.shape.is_fully_defined():
-            raise UsageError(
-                f"{name} yields {feature!r} of shape {tensor.shape}; expected single examples of one fixed shape: "
-                "drop .batch(), which the library does, and pad, crop or resize what varies."
-            )
-    _check_weight(spec["weight"].shape.as_list() if "weight" in spec else [], name)
-
-
-def _common_length(arrays: object, name: str) -> int:
-    if not isinstance(arrays, Mapping) or not arrays:
-        raise UsageError(f"{name} is a {type(arrays).__name__}; expected a tf.data.Dataset or a dict of arrays.")
-    lengths = {feature: np.shape(array)[:1] for feature, array in arrays.items()}
-    if len(set(lengths.values())) != 1 or () in lengths.values():
-        shapes = {feature: np.shape(array) for feature, array in arrays.items()}
-        raise UsageError(f"{name} has arrays of shapes {shapes}; expected one entry an example in each.")
-    _check_weight(list(np.shape(arrays["weight"])[1:]) if "weight" in arrays else [], name)
-    return next(iter(lengths.values()))[0]
-
-
-def _check_weight(shape: list[int], name: str) -> None:
-    if shape:
-        raise UsageError(
-            f"{name} has a 'weight' of shape {shape} an example; expected one number, the weight of the example "
-            "in the loss: reshape it, or rename it if it is something else."
-        )

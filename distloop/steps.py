@@ -13,6 +13,7 @@ from distloop import metrics as metrics_lib
 from distloop.config import UsageError
 from distloop.data import untuned
 from distloop.metrics import Metric
+from distloop.pipeline import explain
 from distloop.scopes import StepScope
 from distloop.task import Batch, State, StepFn, named_variables
 
@@ -43,6 +44,9 @@ class CompiledSteps:
         try:
             steps, sums, gathered, first_bad_step, riders = self._call(self._iterator, tf.constant(num_steps))
         except tf.errors.InvalidArgumentError as error:
+            too_long = explain(error)
+            if too_long:
+                raise too_long from error
             cause = re.search(r"\w+Error: .*did not match the expected structure.*", str(error))
             if cause is None:
                 raise

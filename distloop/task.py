@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from distloop.config import RunConfig, UsageError
 from distloop.metrics import Metric
+from distloop.pipeline import Batch, Source
 from distloop.tasks import find
 
-Batch = dict[str, tf.Tensor]
-Source = tf.data.Dataset | Mapping[str, np.ndarray]
 _OWN_NAMES = ("step", "parts", "added", "averages")
 StepFn = Callable[["State", Batch], Mapping[str, Metric]]
 
@@ -81,11 +79,11 @@ def _check_scope(parts: Mapping[str, Any]) -> None:
 class Task:
     """Bundle the functions of one training problem.
 
-    A source is a dict of arrays with a common first axis, or a finite `tf.data.Dataset` of single examples (dicts),
-    in a fixed order: the library shuffles, batches, pads and shares out. Batches are dicts of `[local_batch, ...]` with
-    `"weight"` `[local_batch]` float32, 0 for padding; a source's own feature `"weight"` is the weight of the example in
-    the loss. Steps run in replica context and call no `tf.distribute`
-    function; they are traced once as plain Python, so a branch on a tensor is `tf.cond` or `tf.where`.
+    A source is a dict of arrays with a common first axis, a finite `tf.data.Dataset` of single examples (dicts), or a
+    Pipeline over these or over TFRecord files, in a fixed order: the library shuffles, batches, pads and shares out.
+    Batches are dicts of `[local_batch, ...]` with `"weight"` `[local_batch]` float32, 0 for padding; a source's own
+    feature `"weight"` is the weight of the example in the loss. Steps run in replica context and call no
+    `tf.distribute` function; they are traced once as plain Python, so a branch on a tensor is `tf.cond` or `tf.where`.
     """
 
     build: Callable[[], State]

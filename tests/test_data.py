@@ -1,42 +1,14 @@
 """Promise P4 for the stream of a run: every example once an epoch, in one order for any number of workers."""
 
-from itertools import islice
-
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.python.data.ops import multi_device_iterator_ops
 
+from distloop.caching import in_memory
 from distloop.config import UsageError
-from distloop.data import in_memory, make_stream, per_replica_batches, untuned
-
-N, BATCH, STEPS = 21, 8, 3  # 8 + 8 + 5
-
-
-def arrays():
-    return {"id": np.arange(N), "double": 2 * np.arange(N)}
-
-
-def dataset():
-    return tf.data.Dataset.from_tensor_slices(arrays())
-
-
-def read(source, *, steps, workers=1, replicas=1, seed=7, first_step=0):
-    """Return {name: [steps, BATCH]}: what all replicas of all workers see, put together in replica order."""
-    stream = make_stream(source, name="train_data", global_batch_size=BATCH, seed=seed)
-    local = replicas // workers
-    parts = []
-    for worker in range(workers):
-        context = tf.distribute.InputContext(workers, worker, replicas)
-        batches = per_replica_batches(stream, context, first_step=first_step)
-        elements = list(islice(batches.as_numpy_iterator(), steps * local))
-        assert all(element["id"].shape == (BATCH // replicas,) for element in elements)
-        parts.append({k: np.stack([e[k] for e in elements]).reshape(steps, -1) for k in elements[0]})
-    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
-
-
-def ids(batches, steps):
-    return batches["id"][steps][batches["weight"][steps] > 0].tolist()
+from distloop.data import make_stream, per_replica_batches, untuned
+from tests.streams import BATCH, STEPS, N, arrays, dataset, ids, read
 
 
 @pytest.mark.parametrize("source", [arrays, dataset])

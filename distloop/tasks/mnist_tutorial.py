@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distloop import Metric, RunConfig, State, Task, load_tfds, mean, minimize
+from distloop import Metric, Pipeline, RunConfig, State, Task, in_memory, load_tfds, mean, minimize
 
 Batch = dict[str, tf.Tensor]
 
@@ -18,11 +18,11 @@ Batch = dict[str, tf.Tensor]
 def make_task(config: RunConfig) -> Task:
     """Classify the images of `config.dataset` (28x28x1 for mnist) with Adam at `config.learning_rate`."""
 
-    def normalize(example: Batch) -> Batch:
-        return {"image": tf.cast(example["image"], tf.float32) / 255.0, "label": example["label"]}
+    def normalize(batch: Batch) -> Batch:
+        return {"image": tf.cast(batch["image"], tf.float32) / 255.0, "label": batch["label"]}
 
-    def data(split: str) -> tf.data.Dataset:
-        return load_tfds(config.dataset, split, config.data_dir).map(normalize).cache()
+    def data(split: str) -> Pipeline:
+        return Pipeline(in_memory(load_tfds(config.dataset, split, config.data_dir)), map_batch=normalize)
 
     def build() -> State:
         model = keras.Sequential(
