@@ -35,7 +35,9 @@ def write_to(
 
     def act(progress: Progress) -> None:
         rate = progress.examples / progress.seconds
-        values = {**progress.metrics, "examples_per_second": rate, "input_wait": progress.input_wait, **timings()}
+        values = {**progress.metrics, "examples_per_second": rate, **timings()}
+        if progress.input_wait is not None:
+            values["input_wait"] = progress.input_wait
         record["examples"] += progress.examples
         record["seconds"] += progress.seconds
         if progress.epoch_metrics is not None:

@@ -131,12 +131,12 @@ class RunConfig:
     ema_momentum: float | None = _setting(
         None, "keep a moving average of the weights with this momentum, such as 0.999, and evaluate with it"
     )
+    jit_compile: bool = _setting(False, "compile forward and backward with XLA; reductions and updates stay outside")
     deterministic: bool = _setting(
         False,
         "same bits in every run on the same hardware: deterministic operations and a fixed order of sums, "
         "at some cost in speed on GPUs",
     )
-    jit_compile: bool = _setting(False, "compile forward and backward with XLA; reductions and updates stay outside")
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:

@@ -4,6 +4,7 @@ for progress in train_steps(call, stream, ...):
     print(progress.step, progress.metrics)
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -39,7 +40,7 @@ class Progress(NamedTuple):
     open_epoch: list[float] | None  # sums of an epoch that has not ended; a checkpoint keeps them
     examples: int  # examples in the call, padding not counted
     seconds: float  # time of the call
-    input_wait: float = 0.0  # share of this time in which the replicas waited for batches
+    input_wait: float | None = None  # share of this time in which the replicas waited for batches, if measured
     first_bad_step: int | None = None  # the first step of the call with a metric that is not finite,
     bad_metrics: Sequence[str] = ()  # and which are not
     stopping: bool = False  # a worker was asked to stop: nothing comes after this,
@@ -85,7 +86,7 @@ def train_steps(
             open_epoch=None if ends_epoch else epoch_sums.tolist(),
             examples=stream.examples_before(step) - stream.examples_before(found.begin),
             seconds=found.seconds,
-            input_wait=found.input_wait_secs / found.seconds,
+            input_wait=None if math.isnan(found.input_wait_secs) else found.input_wait_secs / found.seconds,
             first_bad_step=found.first_bad_step,
             bad_metrics=not_finite(call.metrics, sums),
             stopping=stopping,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.config import is_op_determinism_enabled  # what enables it is public, this is not
 
 from distloop import metrics as metrics_lib
 from distloop.config import UsageError
@@ -27,7 +28,7 @@ class CallResult(NamedTuple):
     sums: np.ndarray  # float64 `[size]`: the metrics' parts, packed, summed over steps and replicas
     gathered: np.ndarray  # float64 `[steps * global_batch, width]`: the gathered metrics' parts, packed
     first_bad_step: int  # index in the call of the first step with a sum that is not finite, else -1
-    input_wait_secs: float  # time in which the replicas waited for batches, their mean
+    input_wait_secs: float  # time in which the replicas waited for batches, their mean; NaN if not measured
     stopping: bool  # whether a worker has been asked to stop
 
 
@@ -148,7 +149,12 @@ def separate_seeds(strategy: tf.distribute.Strategy, state: State) -> None:
 
 
 def _next(iterator: Iterator[Batch]) -> tuple[Batch, tf.Tensor]:
-    """Return the next batch of each local replica, and the seconds that it took to come, float32."""
+    """Return the next batch of each local replica, and the seconds that it took to come, float32.
+
+    NaN with `--deterministic`, under which TensorFlow refuses to look at the clock.
+    """
+    if is_op_determinism_enabled():
+        return next(iterator), tf.constant(np.nan)
     began = tf.timestamp()
     with tf.control_dependencies([began]):
         batch = next(iterator)
