@@ -81,7 +81,8 @@ def _batches(pipeline: Pipeline) -> Iterator[dict[str, np.ndarray]]:
     base = pipeline.base
     elements: Any = in_turn(base) if isinstance(base, Records) else base
     if isinstance(elements, Mapping):
-        elements = tf.data.Dataset.from_tensor_slices(dict(elements))
+        columns: Any = dict(elements)
+        elements = tf.data.Dataset.from_tensor_slices(columns)
     if pipeline.changes_examples:
         pack = isinstance(elements.element_spec, tuple)
         elements = elements.map(

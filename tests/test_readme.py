@@ -3,6 +3,7 @@
 import re
 import shlex
 from dataclasses import fields
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from distloop import State, Task
 from distloop.config import RunConfig
-from tests import harness, toy
+from tests import harness, streams, toy
 
 README = (harness.ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
@@ -139,3 +140,17 @@ def test_the_python_example_runs(tmp_path):
     process = harness.start(["example.py"], cwd=tmp_path, PYTHONPATH=f"{harness.ROOT}:{tmp_path}")
     code, out, err = harness.finish(process)
     assert code == 0, out + err
+
+
+def test_the_page_on_data_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    page = (harness.ROOT / "docs/data.md").read_text()
+    names: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(code, "docs/data.md", "exec"), names)
+    read = [streams.read(source, steps=13) for source in (names["train_data"](), names["small"], names["large"])]
+    for batches in read:
+        assert batches["weight"].sum() == 100
+        np.testing.assert_array_equal(batches["image"], read[0]["image"])
+        np.testing.assert_array_equal(batches["words"], read[0]["words"])
