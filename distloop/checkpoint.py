@@ -100,6 +100,7 @@ class Checkpointer:
         A damaged one is reported, and the one before is used. Raises UsageError if all are damaged, if there is none of
         `step`, or, with the names that differ, if the checkpoint is not of this model.
         """
+        self._finish_writing()
         folders = checkpoint_files.complete_folders(self.folder)
         if step is not None:
             folders = [path for path in folders if checkpoint_files.step_of(path) == step]
@@ -127,12 +128,15 @@ class Checkpointer:
         target = checkpoint_files.folder_of(self.folder, int(values["step"]))
         try:
             self._clear(target)
-            if not (target / checkpoint_files.INDEX).exists():  # else a run that was resumed here has nothing new
+            if (target / checkpoint_files.INDEX).exists():  # of a run that was resumed here, before any other step
+                checkpoint_files.set_host_state(target, host_state)
+            else:
                 checkpoint_files.write(target, values, host_state)
         except OSError as error:
             failure = f"the checkpoint {target} could not be written ({_one_line(error)})"
             self.report(f"{failure}; training goes on, and the checkpoints before it are kept.")
-            self._try_to_remove([target])  # what is there of it takes room
+            if not (target / checkpoint_files.INDEX).exists():
+                self._try_to_remove([target])  # what is there of it takes room
             return failure
         complete = checkpoint_files.complete_folders(self.folder)
         kept = {target.name, *(path.name for path in complete[-self.keep :])}

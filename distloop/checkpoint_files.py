@@ -23,7 +23,7 @@ _FORMAT = 1
 _DAMAGED = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError, FileNotFoundError)
 
 
-class DamagedError(Exception):
+class DamagedError(OSError):
     """Report a checkpoint whose index or files are not as they were written."""
 
 
@@ -81,13 +81,25 @@ def write(target: Path, values: Mapping[str, np.ndarray], host_state: str) -> No
         files = sorted(target.iterdir())
     for path in [*files, target, target.parent]:
         storage.sync(path)
-    content = {
-        "format": _FORMAT,
-        "step": step_of(target),
-        "files": {path.name: storage.size(path) for path in files},
-        "state.index": _sha256((target / "state.index").read_bytes()),
-        "host_state": json.loads(host_state),
-    }
+    _write_index(
+        target,
+        {
+            "format": _FORMAT,
+            "step": step_of(target),
+            "files": {path.name: storage.size(path) for path in files},
+            "state.index": _sha256((target / "state.index").read_bytes()),
+            "host_state": json.loads(host_state),
+        },
+    )
+
+
+def set_host_state(path: Path, host_state: str) -> None:
+    """Give a checkpoint another host state, JSON text. Raises DamagedError and OSError."""
+    content = {name: value for name, value in read_index(path).items() if name != "checksum"}
+    _write_index(path, {**content, "host_state": json.loads(host_state)})
+
+
+def _write_index(target: Path, content: dict[str, Any]) -> None:
     index = {"checksum": _sha256(json.dumps(content).encode()), **content}
     storage.write_whole(target / INDEX, (json.dumps(index, indent=1) + "\n").encode())
 

@@ -64,8 +64,13 @@ def write_whole(path: Path, data: bytes) -> None:
     """
     with os_errors():
         temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(data)
-        sync(temporary)
+        try:
+            temporary.write_bytes(data)
+            sync(temporary)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)  # on a full disk each byte counts
+            raise
         temporary.replace(path)
         sync(path.parent)
 

@@ -107,6 +107,20 @@ def test_the_newest_is_the_one_with_the_highest_step_of_any_length(tmp_path):
     assert int(state.step.numpy()) == 100_000_001
 
 
+def test_a_second_save_of_a_step_has_the_last_word_about_the_host_state(tmp_path):
+    state, call = trained(tf.distribute.get_strategy(), 1)
+    checkpointer = checkpointer_of(state, tmp_path)
+    saved(checkpointer, evaluated=False)
+    values = checkpoint_files.read(epath.Path(tmp_path / "step_00000001")).values
+    call(1)
+    assert checkpointer.restore() == {"evaluated": False}
+    saved(checkpointer, evaluated=True)
+    found = checkpoint_files.read(epath.Path(tmp_path / "step_00000001"))
+    assert found.host_state == {"evaluated": True}
+    for name, value in values.items():
+        np.testing.assert_array_equal(found.values[name], value, err_msg=name)
+
+
 def test_what_changes_after_a_save_is_not_in_the_file(tmp_path, monkeypatch, mirrored):
     state, call = trained(mirrored, 2)
     checkpointer = checkpointer_of(state, tmp_path)

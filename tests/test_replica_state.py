@@ -1,12 +1,12 @@
 """State that replicas must agree on (statistics), and state in which they must differ (seeds of dropout)."""
 
 import sys
-from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from etils import epath
 
 from distloop import State, minimize
 from distloop.checkpoint import Checkpointer
@@ -57,9 +57,10 @@ def expected_statistics(parts):
 def test_statistics_are_the_mean_over_replicas_on_every_replica_and_in_a_checkpoint(strategy, tmp_path):
     state, layer = trained_statistics(strategy)
     mean, variance = expected_statistics(np.split(X, strategy.num_replicas_in_sync))
-    Checkpointer(tmp_path, state, writes=True).save({})
+    with Checkpointer(epath.Path(tmp_path), state, writes=True) as checkpointer:
+        checkpointer.save({})
     layer.moving_mean.assign([0.0])
-    Checkpointer(tmp_path, state, writes=True).restore()
+    checkpointer.restore()
     for local in local_values(strategy, layer.moving_mean.value):
         np.testing.assert_allclose(local, [mean], rtol=1e-6)
     for local in local_values(strategy, layer.moving_variance.value):
@@ -84,11 +85,12 @@ def test_a_micro_batch_of_nothing_but_padding_has_no_say_in_the_statistics(strat
 def statistics_in_worker(strategy):
     """Train, save by the first worker, spoil, and restore on every worker."""
     state, layer = trained_statistics(strategy)
-    folder = Path(sys.argv[2]).parent / "checkpoints"
-    Checkpointer(folder, state, writes=strategy.cluster_resolver.task_id == 0).save({})
+    folder = epath.Path(sys.argv[2]).parent / "checkpoints"
+    with Checkpointer(folder, state, writes=strategy.cluster_resolver.task_id == 0) as checkpointer:
+        checkpointer.save({})
     strategy.reduce("SUM", tf.constant(0), axis=None)  # it is there, on all workers
     layer.moving_mean.assign([0.0])
-    Checkpointer(folder, state, writes=False).restore()
+    checkpointer.restore()
     return {"mean": local_values(strategy, layer.moving_mean.value), **masks(strategy)}
 
 
@@ -101,7 +103,7 @@ def masks(strategy, folder=None, restore_after=None):
         dropout = keras.layers.Dropout(0.5)
         state = State(model=model_of(dropout), optimizer=keras.optimizers.SGD(0.1), seen=seen)
     if restore_after is not None:
-        Checkpointer(folder, state, writes=False).restore()
+        Checkpointer(epath.Path(folder), state, writes=False).restore()
     separate_seeds(strategy, state)
 
     def step(batch):
@@ -117,7 +119,8 @@ def masks(strategy, folder=None, restore_after=None):
         state.step.assign_add(1)
         found.append(local_values(strategy, named_variables(state)["seen"]))
         if folder is not None and restore_after is None:
-            Checkpointer(folder, state, writes=True).save({})
+            with Checkpointer(epath.Path(folder), state, writes=True) as checkpointer:
+                checkpointer.save({})
             if len(found) == 1:
                 break
     return {f"mask{replica}": np.stack(column) for replica, column in enumerate(zip(*found, strict=True))}

@@ -1,7 +1,6 @@
 """Runs on a remote file system: TensorFlow's `ram://`, which goes the way of `gs://`."""
 
 import dataclasses
-import json
 import resource
 import shutil
 import subprocess
@@ -131,7 +130,7 @@ def test_a_disk_that_is_full_at_the_start_is_refused(tmp_path):
     config = settings_of(str(tmp_path))
     with pytest.raises(UsageError, match=r"cannot be written to \(.*No space left on device.*\); free some space"):
         train(toy.make_task(config), config)
-    assert json.dumps([path.name for path in tmp_path.iterdir()]) == '["config.json.tmp"]'
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_without_room_for_one_checkpoint_is_refused(tmp_path, monkeypatch):
