@@ -8,7 +8,8 @@
 | `import`, `build`, `built`, `trace` | 1: the task is imported, builds, has built, the step is traced |
 | `begin`, `end` | the step, before its forward pass or after its update (1 is the first) |
 | `eval` | the batch of evaluation in this process |
-| `file` | the n-th operation of this process on a file of the workdir: a folder made, a file opened, renamed, removed |
+| `save` | the n-th operation of this process in `checkpoints`: a folder made, a file opened, renamed or removed |
+| `file` | the same elsewhere in the workdir |
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from distloop import RunConfig, State, Task, keras_metric, mean, minimize
+from distloop import RunConfig, State, Task, gather, mean, minimize
 from distloop.cluster import from_tf_config
 
 DIES, RANKS = "DISTLOOP_TEST_DIES", "DISTLOOP_TEST_RANKS"
@@ -52,15 +53,17 @@ reached("import", 1)
 
 def watch_files(folder: Path) -> None:
     """Count this process's operations on files in `folder`. Python tells of each before it does it."""
-    lock, count = threading.Lock(), 0
+    lock, counts = threading.Lock(), {"save": 0, "file": 0}
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal count
-        of_a_path = event in FILE_EVENTS and isinstance(arguments[0], str | os.PathLike)
-        if of_a_path and Path(arguments[0]).is_relative_to(folder):
+        if event not in FILE_EVENTS or not isinstance(arguments[0], str | os.PathLike):
+            return
+        path = Path(arguments[0])
+        if path.is_relative_to(folder):
+            moment = "save" if path.is_relative_to(folder / "checkpoints") else "file"
             with lock:
-                count += 1
-                reached("file", count)
+                counts[moment] += 1
+                reached(moment, counts[moment])
 
     sys.addaudithook(hook)
 
@@ -71,7 +74,6 @@ def everything(config: RunConfig) -> Task:
 
     # From here on, which is after the strategy is made and before the checkpoint is read.
     watch_files(Path(config.workdir or "no workdir"))
-    metrics = {"auc": keras.metrics.AUC(num_thresholds=50)}
 
     def build() -> State:
         reached("build", 1)
@@ -95,8 +97,8 @@ def everything(config: RunConfig) -> Task:
         def loss(batch: dict[str, Any]) -> Any:
             noisy = batch["x"] + keras.random.normal(tf.shape(batch["x"]), stddev=0.01, seed=state.noise)
             score = tf.cast(state.model(noisy, training=True)[:, 0], tf.float32)
-            auc = keras_metric(metrics["auc"], batch["y"] > 0, tf.sigmoid(score), batch["weight"])
-            return tf.square(score - batch["y"]), {"auc": auc}
+            right = tf.cast((score > 0) == (batch["y"] > 0), tf.float32)
+            return tf.square(score - batch["y"]), {"sign": mean(right, batch["weight"])}
 
         return _step(state, batch, loss)
 
@@ -106,7 +108,7 @@ def everything(config: RunConfig) -> Task:
         score = tf.cast(state.model(batch["x"], training=False)[:, 0], tf.float32)
         return {
             "loss": mean(tf.square(score - batch["y"]), batch["weight"]),
-            "auc": keras_metric(metrics["auc"], batch["y"] > 0, tf.sigmoid(score), batch["weight"]),
+            "scores": gather(lambda scores: float(scores.sum()), score, weight=batch["weight"]),
         }
 
     return Task(build, train_step, lambda: DATA, eval_step, lambda: EVAL_DATA)

@@ -9,15 +9,17 @@ of it from their start to the first death, when the others are killed, as a supe
 
 import argparse
 import itertools
+import os
 import re
 import select
 import signal
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from os import kill as send
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,7 +104,7 @@ def attempt(run: Run, kill: Kill | None) -> Attempt:
             _wait_for(kill, run, processes, before)
             for rank in kill.ranks:
                 with suppress(ProcessLookupError):
-                    send(processes[rank].pid, signal.SIGKILL)
+                    os.kill(processes[rank].pid, signal.SIGKILL)
         running = list(processes)
         while running:
             ended, _, _ = select.select(running, [], [], end - time.monotonic())
@@ -162,7 +164,7 @@ def carry_through(run: Run, kills: Iterable[Kill]) -> Iterator[tuple[Kill | None
     Checks of each attempt that it starts from the newest complete checkpoint, that it replays no more than the steps of
     one interval, and of a second one where a checkpoint was still being written, and that who dies, dies by SIGKILL.
     """
-    for kill in [*kills, None]:
+    for kill in itertools.chain(kills, [None]):
         logged, saved = last_logged(run.folder), saved_steps(run.folder)[-1]
         assert logged - saved <= 2 * SAVE_EVERY, f"{logged - saved} steps are replayed"
         found = attempt(run, kill)
@@ -184,7 +186,7 @@ def random_kills(random: np.random.Generator, *, workers: int, seconds: float) -
             "clock": ("clock", random.uniform(0, seconds)),
             "logged": (f"logged:{random.integers(1, 12)}", random.uniform(0, 0.03)),
             "step": (f"{random.choice(['begin', 'end'])}:{random.integers(1, STEPS + 1)}", 0.0),
-            "file": (f"file:{random.integers(1, 60)}", 0.0),
+            "file": (f"{random.choice(['file', 'save'])}:{random.integers(1, 30)}", 0.0),
             "eval": (f"eval:{random.integers(1, 8)}", 0.0),
             "set-up": (str(random.choice(["import:1", "build:1", "built:1", "trace:1", "loading"])), 0.0),
         }
@@ -206,8 +208,8 @@ def clean(folder: Path, *, workers: int) -> tuple[Run, float]:
 
 def kill_at_random(
     folder: Path, reference: Run, *, kills: int, seed: int, seconds: float, kills_a_run: int = 10
-) -> Iterator[str]:
-    """Kill runs of one command until `kills` kills have been in time; yield a line for each kill and each run's end.
+) -> Iterator[tuple[str, Attempt | None]]:
+    """Kill runs of one command until `kills` kills have been in time; yield a line for each, and for each run's end.
 
     Raises AssertionError on the first difference from the reference.
     """
@@ -220,12 +222,15 @@ def kill_at_random(
             if kill is not None and found.killed:
                 done += 1
                 yield (
-                    f"kill {done:3}  {kill!s:32} was at {found.doing:6}  start after {_show(found.resumed)}  "
-                    f"logged {found.logged:2}  whole checkpoint {found.saved:2}"
+                    (
+                        f"kill {done:3}  {kill!s:32} was at {found.doing:6}  start after {_show(found.resumed)}  "
+                        f"logged {found.logged:2}  whole checkpoint {found.saved:2}"
+                    ),
+                    found,
                 )
         differ = differences(run.folder, reference.folder)
         assert not differ, f"{run.folder}: {differ}"
-        yield f"run {number}: ended at {last_logged(run.folder)}, all variables {digest(run.folder)}"
+        yield f"run {number}: ended at {last_logged(run.folder)}, all variables {digest(run.folder)}", None
         if done == kills:
             return
 
@@ -241,18 +246,28 @@ def _main() -> None:
     options = parser.parse_args()
     began = time.monotonic()
     harness.run("-c", "pass")  # the imports that all share
+    print(
+        *(f"{name} {metadata.version(name)}" for name in ("tensorflow", "keras")), f"{os.cpu_count()} cores", sep=", "
+    )
+    killed: list[Attempt] = []
     with tempfile.TemporaryDirectory() as folder:
         for workers, kills in ((1, options.kills // 2), (2, options.kills - options.kills // 2)):
             reference, seconds = clean(Path(folder) / f"clean_{workers}", workers=workers)
             print(
-                f"{workers} process(es), no kill: all variables {digest(reference.folder)}, {seconds:.1f} s", flush=True
+                f"\n{workers} process(es), no kill: all variables {digest(reference.folder)}, {seconds:.1f} s",
+                flush=True,
             )
             lines = kill_at_random(
                 Path(folder) / f"killed_{workers}", reference, kills=kills, seed=options.seed + workers, seconds=seconds
             )
-            for line in lines:
+            for line, found in lines:
                 print(line, flush=True)
-    print(f"{options.kills} kills, 0 differences, {time.monotonic() - began:.0f} s")
+                killed += [found] if found else []
+    when = Counter(found.doing for found in killed)
+    print("\nkilled", ", ".join(f"{count} at {doing}" for doing, count in when.items()))
+    replayed = max(found.logged - found.saved for found in killed)
+    print(f"at most {replayed} logged steps were replayed; a checkpoint is saved every {SAVE_EVERY}")
+    print(f"{len(killed)} kills, 0 differences, {time.monotonic() - began:.0f} s")
 
 
 if __name__ == "__main__":

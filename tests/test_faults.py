@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tests import dying, faults
+from tests.columns import needs_all_columns
 from tests.faults import STEPS, Kill, Run, carry_through
-from tests.run_files import checkpoints, differences, state
+from tests.run_files import checkpoints, complete, differences, state
 
 SECONDS = 4.0  # about an attempt without a kill on two busy cores; for kills by the clock
 
@@ -26,22 +27,21 @@ def clean(tmp_path_factory):
     return run
 
 
+@needs_all_columns
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ten_random_kills_change_nothing(clean, tmp_path, workers):
-    lines = list(faults.kill_at_random(tmp_path, clean(workers), kills=10, seed=workers, seconds=SECONDS))
-    assert sum(line.startswith("kill ") for line in lines) == 10
+    ended = list(faults.kill_at_random(tmp_path, clean(workers), kills=10, seed=workers, seconds=SECONDS))
+    assert sum(found is not None for _, found in ended) == 10
 
 
 def test_kills_at_chosen_moments_of_two_workers_change_nothing(clean, tmp_path):
     kills = [
         Kill("loading", (1,)),
         Kill("import:1", (1,)),
-        Kill("build:1", (0,)),
         Kill("built:1", (0, 1)),  # the variables are there, the checkpoint is not read
-        Kill("trace:1", (1,)),
+        Kill("trace:1", (0,)),
         Kill("begin:1", (0,)),
-        Kill("end:1", (1,)),
-        Kill("begin:16", (0, 1)),
+        Kill("end:16", (0, 1)),
         Kill("eval:2", (1,)),
         Kill(f"begin:{STEPS}", (1,)),
         Kill(f"end:{STEPS}", (0,)),
@@ -52,27 +52,37 @@ def test_kills_at_chosen_moments_of_two_workers_change_nothing(clean, tmp_path):
     assert differences(run.folder, clean(2).folder) == []
 
 
-def test_kills_before_each_operation_on_a_file_change_nothing(clean, tmp_path):
-    """Each attempt dies one operation later: in the files of the start, of every stage of a save, and of the end."""
-    run = Run(tmp_path / "run", flags=(f"--checkpoint_every_steps={STEPS // 5}", f"--eval_every_steps={STEPS // 3}"))
+@pytest.mark.parametrize("stride", [2, pytest.param(1, marks=needs_all_columns)])
+def test_a_kill_before_any_operation_of_a_save_changes_nothing(clean, tmp_path, stride):
+    """Each attempt dies some operations later: before the data, before the index, before and while old ones go."""
+    run = Run(tmp_path / "run")
+    begin = Kill("begin:20")  # so that there are checkpoints which are too old
+    attempts = list(carry_through(run, [begin, *(Kill(f"save:{number}") for number in range(1, 14, stride))]))
+    assert sum(found.killed for _, found in attempts) == len(attempts) - 1
+    assert sum(found.doing == "save" for _, found in attempts) >= 6 // stride  # its folder is there, its index is not
+    assert differences(run.folder, clean(1).folder) == []
+
+
+@needs_all_columns
+def test_a_kill_before_any_other_operation_on_a_file_changes_nothing(clean, tmp_path):
+    run = Run(tmp_path / "run")
     attempts = list(carry_through(run, (Kill(f"file:{number}") for number in itertools.count(1))))
-    assert sum(found.doing == "save" for _, found in attempts) >= 5  # between the first file of a save and the last
-    reference = Run(tmp_path / "clean", flags=run.flags)
-    list(carry_through(reference, []))
-    assert differences(run.folder, reference.folder) == []
+    assert attempts[-1][1].codes == [0]
+    assert differences(run.folder, clean(1).folder) == []
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(clean, tmp_path, damage):
     run = Run(tmp_path / "run")
-    _, found = next(carry_through(run, [Kill("begin:40")]))
-    assert found.saved == 36
-    (data,) = checkpoints(run.folder)[-1].glob("*.data-*")
+    next(carry_through(run, [Kill("begin:40")]))
+    *_, before, newest = [path for path in checkpoints(run.folder) if complete(path)]
+    (data,) = newest.glob("*.data-*")
     content = bytearray(data.read_bytes())
     content[len(content) // 2] ^= 1
     data.write_bytes(content[:-100] if damage == "truncated" else content)
     found = faults.attempt(run, None)
-    assert (found.codes, found.resumed) == ([0], 30)
+    assert (found.codes, f"step_{found.resumed:08d}") == ([0], before.name), found.errors
+    assert f"checkpoint {newest} is damaged" in found.errors
     assert differences(run.folder, clean(1).folder) == []
 
 
