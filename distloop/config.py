@@ -82,6 +82,11 @@ class RunConfig:
     data_dir: str | None = _setting(
         None, "folder of prepared TFDS data sets (default for mnist: the sample that the package carries)"
     )
+    data_service: str | None = _setting(
+        None,
+        "address (host:port) of a tf.data service that makes the training batches, as launch.data_service prints it",
+        shapes_result=False,
+    )
     global_batch_size: int = _setting(64, "examples a step over all replicas and workers")
     epochs: int | None = _setting(
         None, f"length of the training in epochs (default: {DEFAULT_EPOCHS}); give this or --train_steps"
@@ -185,6 +190,9 @@ class RunConfig:
                 f"ema_momentum is {self.ema_momentum}; expected a number from 0 to below 1, such as 0.999."
             )
 
+        if self.data_service is not None:
+            check_address(self.data_service, "data_service")
+
     def _check_precision(self) -> None:
         if self.precision not in PRECISIONS:
             raise UsageError(f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}.")
@@ -218,6 +226,13 @@ def shaping_settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that make a run what it is, as JSON values."""
     values = config.to_dict()
     return {setting.name: values[setting.name] for setting in fields(config) if setting.metadata["shapes_result"]}
+
+
+def check_address(address: str, name: str) -> None:
+    """Raise UsageError unless `address` (called `name` in the message) is host:port."""
+    host, _, port = address.rpartition(":")
+    if not (host and "/" not in host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise UsageError(f"{name} is {address!r}; expected host:port, such as localhost:5050.")
 
 
 def shaping_differences(config: RunConfig, other: dict[str, Any]) -> list[str]:

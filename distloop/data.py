@@ -99,9 +99,7 @@ def per_replica_batches(stream: Stream, context: tf.distribute.InputContext, *, 
     Elements are dicts of `[global_batch / replicas, ...]` with `"weight"` float32. Arrays and records are read by
     index: each worker reads its share. A `tf.data` source is read by every worker, which decodes its share.
     """
-    replicas = context.num_replicas_in_sync
-    local = replicas // context.num_input_pipelines
-    share = _Share(stream.global_batch_size // replicas, context.input_pipeline_id * local, local)
+    share = _share(stream, context)
     first_epoch, first_step_in_epoch = divmod(first_step, stream.steps_per_epoch)
 
     def epochs(share_of_epoch: Callable[[tf.Tensor | None, tf.Tensor], tf.data.Dataset]) -> tf.data.Dataset:
@@ -114,17 +112,60 @@ def per_replica_batches(stream: Stream, context: tf.distribute.InputContext, *, 
     if isinstance(stream.pipeline.base, tf.data.Dataset):
         dataset = _read_in_turn(stream, stream.pipeline.base, share, epochs)
     else:
-        rows = epochs(lambda seed, skipped: _rows(stream, share, seed).skip(skipped * local))
+        rows = epochs(
+            lambda seed, skipped: tf.data.Dataset.from_tensor_slices(_rows(stream, share, seed)).skip(
+                skipped * share.local
+            )
+        )
         dataset = rows.map(_fetcher(stream.pipeline), **_PARALLEL)
+    return endless(dataset)
+
+
+def endless(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Return the batches of a worker as `tf.distribute` should read them: ahead of the step, in order, and endless."""
     options = _untuned_options()  # parallel maps then use all cores
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     # Known to be endless: the compiled loop then needs no branch for an exhausted iterator.
-    endless = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
-    return dataset.prefetch(tf.data.AUTOTUNE).apply(endless).with_options(options)
+    said = tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
+    return dataset.prefetch(tf.data.AUTOTUNE).apply(said).with_options(options)
 
 
-def _rows(stream: Stream, share: _Share, seed: tf.Tensor | None) -> tf.data.Dataset:
+@tf.autograph.experimental.do_not_convert
+def batches_by_number(
+    stream: Stream, context: tf.distribute.InputContext
+) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+    """Return a function from a dataset of numbers (int64, in any order) to a dataset of `(number, batch)`.
+
+    Number n is element n of `per_replica_batches` from step 0. The source must be read by index.
+    """
+    share = _share(stream, context)
+    epoch_size = stream.steps_per_epoch * share.local
+    fetch = _fetcher(stream.pipeline)
+
+    def find_rows(held: Any, number: Any) -> Any:
+        epoch = number // epoch_size
+        seed = None if stream.seed is None else tf.stack([tf.cast(stream.seed, tf.int64), epoch])
+        # The epoch's permutation is kept, so that it is made once an epoch and not once a step.
+        rows = tf.cond(held[0] == epoch, lambda: held[1], lambda: _rows(stream, share, seed))
+        return (epoch, rows), (number, {name: column[number % epoch_size] for name, column in rows.items()})
+
+    @tf.autograph.experimental.do_not_convert
+    def batches(numbers: tf.data.Dataset) -> tf.data.Dataset:
+        no_rows = {k: tf.zeros_like(v) for k, v in _rows(stream, share, tf.zeros([2], tf.int64)).items()}
+        rows = numbers.scan((tf.constant(-1, tf.int64), no_rows), find_rows)
+        return rows.map(lambda number, rows: (number, fetch(rows)), **_PARALLEL)
+
+    return batches
+
+
+def _share(stream: Stream, context: tf.distribute.InputContext) -> _Share:
+    replicas = context.num_replicas_in_sync
+    local = replicas // context.num_input_pipelines
+    return _Share(stream.global_batch_size // replicas, context.input_pipeline_id * local, local)
+
+
+def _rows(stream: Stream, share: _Share, seed: tf.Tensor | None) -> Batch:
     """Return a worker's part of an epoch: for each replica's batch its row numbers, weights and `key`; no data."""
     rows = tf.range(stream.num_examples, dtype=tf.int64)
     if seed is not None:
@@ -138,7 +179,7 @@ def _rows(stream: Stream, share: _Share, seed: tf.Tensor | None) -> tf.data.Data
     columns: Any = {"row": tf.reshape(filled, grid), "weight": tf.reshape(weight, grid)}
     columns = {name: column[:, share.begin : share.begin + share.local] for name, column in columns.items()}
     columns["key"] = tf.fill([stream.steps_per_epoch, share.local], _key(seed))
-    return tf.data.Dataset.from_tensor_slices(columns).unbatch()
+    return {name: tf.reshape(column, [-1, *column.shape[2:]]) for name, column in columns.items()}
 
 
 def _fetcher(pipeline: Pipeline) -> Callable[[Batch], Batch]:

@@ -21,7 +21,7 @@ from distloop.config import (
     StorageError,
     UsageError,
 )
-from distloop.launcher import local
+from distloop.launcher import data_service, local
 
 
 def define_config_flags() -> None:
@@ -61,6 +61,20 @@ def local_main() -> None:
         lambda arguments: local.run(arguments, workers=flags.FLAGS.workers),
         advice="Flags of the training go behind --, as in python -m launch.local --workers=2 -- --task=mnist_cnn.",
     )
+
+
+def data_service_main() -> None:
+    """Run `distloop-data-service` and `python -m launch.data_service`: a tf.data service on this machine."""
+    _define(flags.DEFINE_integer, "workers", 2, "number of worker processes; each uses all cores")
+    _define(flags.DEFINE_integer, "port", 0, "port of the dispatcher (default: a free one)")
+    _define(flags.DEFINE_string, "host", "localhost", "name under which the training processes reach this machine")
+    _define(
+        flags.DEFINE_string,
+        "dispatcher",
+        None,
+        "address of a dispatcher that runs elsewhere: start workers for it only",
+    )
+    _run(_serve, advice="See --help.")
 
 
 def _define(define: Callable[..., Any], name: str, default: Any, help_text: str) -> None:
@@ -105,12 +119,12 @@ def _train(arguments: Sequence[str]) -> int:
         raise UsageError(f"unexpected argument {arguments[0]!r}; settings are flags, such as --epochs=5: see --help.")
     settings: dict[str, Any] = {setting.name: flags.FLAGS[setting.name].value for setting in fields(RunConfig)}
     config = RunConfig(**settings)
-    with _silence():  # a remote workdir loads TensorFlow
+    with silence():  # a remote workdir loads TensorFlow
         workdir.check(config)
     if "" not in sys.path:
         sys.path.insert(0, "")  # so that a console script finds the user's task as `python -m` does
     tasks.find(config.task)
-    with _silence():
+    with silence():
         from distloop.experiment import train
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # TensorFlow, when it loads, sets INFO
@@ -129,15 +143,22 @@ def _export(arguments: Sequence[str]) -> int:
             raise UsageError(f"{name} is not given; expected --workdir=RUN --output=NEW_PATH.")
     if "" not in sys.path:
         sys.path.insert(0, "")
-    with _silence():
+    with silence():
         from distloop.serving import export
     for path in export(**settings):
         print(path)
     return 0
 
 
+def _serve(arguments: Sequence[str]) -> int:
+    if arguments:
+        raise UsageError(f"unexpected argument {arguments[0]!r}; settings are flags, such as --workers=4: see --help.")
+    values = flags.FLAGS
+    return data_service.run(workers=values.workers, port=values.port, host=values.host, dispatcher=values.dispatcher)
+
+
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Hold back what TensorFlow's C++ code writes to stderr while it loads; show it if loading fails."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     stderr = os.dup(2)

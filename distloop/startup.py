@@ -1,6 +1,7 @@
 """How a run gets ready: strategy, task, state, streams and compiled steps, in the only order that works."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -11,6 +12,7 @@ from distloop.cluster import Cluster
 from distloop.config import RunConfig, UsageError
 from distloop.data import Stream, describe, make_stream, per_replica_batches
 from distloop.finetune import Loaded
+from distloop.service import PROMISE, batches_from_service
 from distloop.steps import CompiledSteps, compile_steps
 from distloop.storage import Path
 from distloop.task import Source, State, StepFn, Task, check_layers, load_task
@@ -120,9 +122,11 @@ def compare_streams(setup: Setup, loaded: Loaded | None = None, **streams: Strea
 def compiled(
     setup: Setup, step_fn: StepFn, stream: Stream, *, first_step: int, training: bool, stop: tf.Variable
 ) -> CompiledSteps:
-    """Trace the steps over `stream` from `first_step` on; see `compile_steps`."""
+    """Trace the steps over `stream` from `first_step` on; see `compile_steps`. Evaluations need no data service."""
+    service = setup.config.data_service if training else None
+    make = per_replica_batches if service is None else partial(batches_from_service, address=service)
     dataset = setup.strategy.distribute_datasets_from_function(
-        lambda context: per_replica_batches(stream, context, first_step=first_step)
+        lambda context: make(stream, context, first_step=first_step)
     )
     return compile_steps(setup.strategy, step_fn, setup.state, dataset, training=training, stop=stop)
 
@@ -139,5 +143,6 @@ def facts_for_people(setup: Setup, stream: Stream, start_step: int, total_steps:
         "per-replica batch": setup.config.global_batch_size // replicas,
         "steps an epoch": f"{stream.steps_per_epoch:,} ({stream.num_examples:,} examples)",
         "total steps": f"{total_steps:,}" + (f", resumed after {start_step:,}" if start_step else ""),
+        **({"data service": f"{setup.config.data_service} {PROMISE}"} if setup.config.data_service else {}),
         "workdir": setup.folder,
     }

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from distloop import mean
 from tests import toy
 
 
@@ -103,3 +104,23 @@ def fails_on_worker_1(config):
         return task.train_step(state, {**batch, "y": batch["y"] + zero})
 
     return dataclasses.replace(task, train_step=train_step)
+
+
+def counts_examples(config):
+    """Train on 1,000 numbered examples; each step says the sums of their numbers and of the squares of these."""
+    from distloop import minimize
+
+    data = {
+        "id": np.arange(1000, dtype=np.int64),
+        **{k: np.resize(v, [1000, *v.shape[1:]]) for k, v in toy.DATA.items()},
+    }
+
+    def step(state, batch):
+        def loss(b):
+            return tf.square(state.model(b["x"], training=True)[:, 0] - b["y"])
+
+        number = tf.cast(batch["id"], tf.float32)
+        sums = {"number": mean(number, batch["weight"]), "square": mean(number**2, batch["weight"])}
+        return minimize(loss, batch, state.optimizer, state.model.trainable_variables) | sums
+
+    return dataclasses.replace(toy.make_task(config), train_step=step, train_data=lambda: data)

@@ -54,7 +54,13 @@ def make_task(config):
 
     def eval_step(state, batch):
         zero = _signal_in_graph("eval", state.step)
-        return task.eval_step(state, {**batch, "y": batch["y"] + zero})
+        return task.eval_step(
+            state,
+            {  # pyright: ignore[reportOptionalCall]
+                **batch,
+                "y": batch["y"] + zero,
+            },
+        )
 
     def train_data():
         def slow(row):
@@ -66,7 +72,7 @@ def make_task(config):
             zero = tf.ensure_shape(tf.numpy_function(slow, [example.pop("row")], tf.float32), [])
             return {**example, "y": example["y"] + zero}
 
-        rows = {**task.train_data(), "row": np.arange(len(toy.DATA["y"]))}
+        rows = {**toy.DATA, "row": np.arange(len(toy.DATA["y"]))}
         return tf.data.Dataset.from_tensor_slices(rows).map(delayed)
 
     return dataclasses.replace(task, train_step=train_step, eval_step=eval_step, train_data=train_data)

@@ -21,6 +21,7 @@ FLOORS = {
     "tasks": 0,
     "launcher": 0,
     "launcher.local": 0,
+    "launcher.data_service": 0,
     "runtime": 1,
     "strategies": 1,
     "metrics": 1,
@@ -41,6 +42,7 @@ FLOORS = {
     "datasets": 2.2,
     "backward": 2.2,
     "updates": 2.2,
+    "service": 2.4,
     "gradients": 2.4,
     "steps": 3,
     "checkpoint": 3,
@@ -54,6 +56,7 @@ FLOORS = {
     "serving": 5,
     "flags": 6,
     "__main__": 7,
+    "data_server": 7,
     "tasks.mnist_cnn": 7,
     "tasks.mnist_tutorial": 7,
 }
@@ -139,8 +142,8 @@ def test_public_names_are_frozen():
 
 def test_flags_are_frozen():
     assert [setting.name for setting in fields(RunConfig)] == [
-        *("task", "workdir", "strategy", "replicas", "dataset", "data_dir", "global_batch_size", "epochs"),
-        *("train_steps", "steps_per_call", "eval_every_steps", "checkpoint_every_steps"),
+        *("task", "workdir", "strategy", "replicas", "dataset", "data_dir", "data_service"),
+        *("global_batch_size", "epochs", "train_steps", "steps_per_call", "eval_every_steps", "checkpoint_every_steps"),
         *("keep_checkpoints", "best_metric", "best_mode", "init_from", "seed", "learning_rate"),
         *("precision", "loss_scale", "initial_loss_scale", "loss_scale_growth_steps", "loss_scale_growth_factor"),
         *("loss_scale_backoff_factor", "min_loss_scale", "clip_global_norm", "clip_norm", "clip_value"),

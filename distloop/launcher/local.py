@@ -56,7 +56,7 @@ def _start(command: Sequence[str], environment: dict[str, str], *, is_chief: boo
         stdout=None if is_chief else subprocess.PIPE,
         stderr=None if is_chief else subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
     )
 
 
@@ -112,7 +112,8 @@ def _killed_at_exit() -> Iterator[list[subprocess.Popen[bytes]]]:
             signal.signal(number, handler)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """End this process when its parent ends; for `preexec_fn`."""
     pr_set_pdeathsig = 1  # prctl(2), Linux; without it a worker outlives a launcher that gets SIGKILL
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
