@@ -104,6 +104,12 @@ def test_what_cannot_be_arrays_is_refused_in_memory():
         in_memory(dataset().map(lambda x: (x["id"], x["double"])))
 
 
+def test_nothing_is_left_for_tensorflow_to_shard():
+    stream = make_stream(dataset(), name="data", global_batch_size=BATCH, seed=0)
+    batches = per_replica_batches(stream, tf.distribute.InputContext(2, 0, 2), first_step=0)
+    assert batches.options().experimental_distribute.auto_shard_policy == tf.data.experimental.AutoShardPolicy.OFF
+
+
 def test_iterators_over_several_devices_get_no_tuning_thread(mirrored):
     # This pins the private function that `untuned` replaces.
     stream = make_stream(arrays(), name="data", global_batch_size=BATCH, seed=0)

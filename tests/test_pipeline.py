@@ -1,6 +1,8 @@
 """Promise P4 for pipelines: order, shares, augmentation and resume are those of arrays; nothing is decoded in vain."""
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +270,19 @@ def test_what_is_kept_is_decoded_once_and_read_like_arrays(files, tmp_path, orde
         assert isinstance(again["id"], np.memmap)
         np.testing.assert_array_equal(again["double"], 2 * np.arange(N))
     assert len(decoded) == N
+
+
+def test_workers_of_one_host_may_write_the_same_folder_at_once(tmp_path):
+    both_write = threading.Barrier(2, timeout=60)
+
+    def wait(example):
+        waited = tf.numpy_function(lambda: 0 * both_write.wait(), [], tf.int64)
+        return {"id": example["id"] + tf.ensure_shape(waited, [])}
+
+    with ThreadPoolExecutor(2) as pool:
+        writers = [pool.submit(on_disk, Pipeline({"id": np.array([5])}, map=wait), tmp_path / "kept") for _ in range(2)]
+        assert [writer.result()["id"].tolist() for writer in writers] == [[5], [5]]
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
 def test_a_folder_with_other_data_is_refused(files, tmp_path):

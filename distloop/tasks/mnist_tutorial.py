@@ -2,7 +2,7 @@
 
     python -m launch.train --task=mnist_tutorial --workdir=runs/mnist_tutorial --epochs=5
 
-about 20 s on two cores with the sample in the package: test accuracy 0.965; 0.98 on the full set (--data_dir).
+about 20 s on two cores with the sample in the package: test accuracy 0.967; 0.98 on the full set (--data_dir).
 """
 
 from typing import Any
