@@ -143,7 +143,7 @@ def batches_by_number(
     epoch_size = stream.steps_per_epoch * share.local
     fetch = _fetcher(stream.pipeline)
 
-    def find_rows(held: Any, number: tf.Tensor) -> Any:
+    def find_rows(held: Any, number: Any) -> Any:
         epoch = number // epoch_size
         seed = None if stream.seed is None else tf.stack([tf.cast(stream.seed, tf.int64), epoch])
         # The epoch's permutation is kept, so that it is made once an epoch and not once a step.
