@@ -112,11 +112,12 @@ def per_replica_batches(stream: Stream, context: tf.distribute.InputContext, *, 
     if isinstance(stream.pipeline.base, tf.data.Dataset):
         dataset = _read_in_turn(stream, stream.pipeline.base, share, epochs)
     else:
-        rows = epochs(
-            lambda seed, skipped: tf.data.Dataset.from_tensor_slices(_rows(stream, share, seed)).skip(
-                skipped * share.local
-            )
-        )
+
+        def rows_of_epoch(seed: tf.Tensor | None, skipped: tf.Tensor) -> tf.data.Dataset:
+            rows: Any = _rows(stream, share, seed)
+            return tf.data.Dataset.from_tensor_slices(rows).skip(skipped * share.local)
+
+        rows = epochs(rows_of_epoch)
         dataset = rows.map(_fetcher(stream.pipeline), **_PARALLEL)
     return endless(dataset)
 
