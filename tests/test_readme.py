@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import time
 from dataclasses import fields
 from typing import Any
 
@@ -9,8 +10,9 @@ import keras
 import numpy as np
 import pytest
 
-from distloop import State, Task
+from distloop import State, Task, train
 from distloop.config import RunConfig
+from distloop.launcher.local import free_ports
 from tests import harness, streams, toy
 
 README = (harness.ROOT / "README.md").read_text()
@@ -154,3 +156,47 @@ def test_the_page_on_data_runs(tmp_path, monkeypatch):
         assert batches["weight"].sum() == 100
         np.testing.assert_array_equal(batches["image"], read[0]["image"])
         np.testing.assert_array_equal(batches["words"], read[0]["words"])
+
+
+def commands_of(page):
+    blocks = re.findall(r"```sh\n(.*?)```", (harness.ROOT / page).read_text(), flags=re.DOTALL)
+    return [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
+
+
+def test_the_page_on_checkpoints_runs(tmp_path):
+    page = (harness.ROOT / "docs/checkpoints.md").read_text()
+    (patience,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(patience, "docs/checkpoints.md", "exec"), names)
+    settings = RunConfig(workdir=str(tmp_path / "runs/toy"), strategy="default", global_batch_size=4, train_steps=4)
+    action = names["Patience"]()
+    train(toy.make_task(settings), settings, extra_actions=[action])
+    assert action.host_state["best"] is not None
+
+    commands = [
+        ["-m", "launch.train", "--task=mnist_tutorial", "--train_steps=2", "--workdir=runs/mnist_cnn"],
+        *commands_of("docs/checkpoints.md"),
+    ]
+    for command in commands:
+        code, out, err = harness.finish(harness.start(command, cwd=tmp_path))
+        assert code == 0, out + err
+    assert keras.models.load_model(tmp_path / "exported/mnist_cnn.keras").count_params() > 1000
+    assert (tmp_path / "exported/mnist_cnn/saved_model.pb").exists()
+
+
+def test_the_page_on_the_data_service_runs(tmp_path):
+    (port,) = free_ports(1)
+    service, command = (
+        [part.replace("5050", str(port)) for part in one] for one in commands_of("docs/data_service.md")
+    )
+    server = harness.start(service, cwd=tmp_path)
+    try:
+        limit = time.monotonic() + 60
+        while "train with --data_service=" not in server.output()[0]:
+            assert time.monotonic() < limit
+            assert server.poll() is None
+            time.sleep(0.05)
+        code, out, err = harness.finish(harness.start([*command, "--train_steps=10"], cwd=tmp_path))
+        assert code == 0, out + err
+    finally:
+        harness.kill(server)
