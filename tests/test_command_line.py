@@ -29,7 +29,6 @@ TOY = ("--task=tests.own_task:good", "--global_batch_size=4")
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        # told before TensorFlow is loaded
         (["--task=mnist_cn"], "there is no task 'mnist_cn'; expected one of mnist_cnn, mnist_tutorial, or your own"),
         (["--task=no_such:make_task"], "there is no module 'no_such' for the task"),
         (["--task=mnist_cnn", "--epochs=-1"], "epochs is -1; expected a whole number of at least 1"),
@@ -39,6 +38,16 @@ TOY = ("--task=tests.own_task:good", "--global_batch_size=4")
         (["--task=mnist_cnn", "--epochs=two"], "epochs"),
         (["--task=mnist_cnn", "--epoch=2"], "Unknown command line flag 'epoch'"),
         (["--task=mnist_cnn", "epochs=2"], "unexpected argument 'epochs=2'; settings are flags"),
+    ],
+    ids=lambda value: value[-1].partition("=")[2] if isinstance(value, list) else "",
+)
+def test_bad_flags_are_one_sentence_and_exit_64_before_tensorflow_is_loaded(tmp_path, flags, sentence):
+    refuses(tmp_path, flags, sentence, fresh=True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
         # told before the model is built
         (["--task=mnist_cnn", "--strategy=tpu"], "strategy is tpu, but there is no TPU here"),
         (
@@ -62,7 +71,11 @@ TOY = ("--task=tests.own_task:good", "--global_batch_size=4")
     ids=lambda value: value[-1].partition("=")[2] if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_sentence_and_exit_64_and_nothing_is_written(tmp_path, flags, sentence):
-    code, out, err = harness.run("-m", "launch.train", f"--workdir={tmp_path / 'run'}", *flags)
+    refuses(tmp_path, flags, sentence, fresh=False)
+
+
+def refuses(tmp_path, flags, sentence, *, fresh):
+    code, out, err = harness.run("-m", "launch.train", f"--workdir={tmp_path / 'run'}", *flags, fresh=fresh)
     assert code == 64, out + err
     (line,) = [line for line in err.splitlines() if line.startswith("distloop: ")]
     assert sentence in line
@@ -86,7 +99,7 @@ def test_a_task_module_that_does_not_import_is_one_sentence(tmp_path):
 
 def test_a_workdir_of_another_run_is_left_alone(tmp_path):
     write_json(tmp_path / "config.json", {"task": "mnist_tutorial"})
-    code, _, err = harness.run("-m", "launch.train", "--task=mnist_cnn", f"--workdir={tmp_path}")
+    code, _, err = harness.run("-m", "launch.train", "--task=mnist_cnn", f"--workdir={tmp_path}", fresh=True)
     assert code == 64
     assert "holds another run (task='mnist_tutorial' there, 'mnist_cnn' here;" in err
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
@@ -100,13 +113,13 @@ def test_a_workdir_of_another_run_is_left_alone(tmp_path):
     ],
 )
 def test_the_local_launcher_refuses_what_it_cannot_start(flags, sentence):
-    code, _, err = harness.run("-m", "launch.local", *flags)
+    code, _, err = harness.run("-m", "launch.local", *flags, fresh=True)
     assert code == 64
     assert sentence in err
 
 
 def test_help_lists_the_flags():
-    code, out, _ = harness.run("-m", "launch.train", "--help")
+    code, out, _ = harness.run("-m", "launch.train", "--help", fresh=True)
     assert code == 1  # absl's own choice
     for flag in ("--task", "--strategy", "--global_batch_size", "--checkpoint_every_steps"):
         assert flag in out
@@ -124,7 +137,7 @@ def without_timing(workdir):
 
 def test_a_run_leaves_what_it_says_and_running_it_again_says_it_is_finished(tmp_path):
     command = ("-m", "launch.train", *TOY, "--epochs=4", "--steps_per_call=2", f"--workdir={tmp_path}")
-    code, out, err = harness.run(*command)
+    code, out, err = harness.run(*command, fresh=True)
     assert code == 0, out + err
     for fact in ("strategy", "replicas", "workers", "devices", "global batch", "per-replica batch", "total steps"):
         assert fact in out
@@ -200,24 +213,24 @@ def test_workers_with_other_flags_or_another_workdir_stop_with_a_sentence(tmp_pa
     ],
 )
 def test_workers_with_other_data_stop_with_a_sentence(tmp_path, task, sentence):
-    command = ("-m", "launch.local", "--workers=2", "--", f"--task=tests.own_task:{task}", *TOY[1:])
-    code, out, err = harness.run(*command, f"--workdir={tmp_path / 'run'}")
-    assert code == 64, out + err
-    assert sentence in err
+    command = ("-m", "distloop", f"--task=tests.own_task:{task}", *TOY[1:], f"--workdir={tmp_path / 'run'}")
+    for code, out, err in harness.run_workers(command, workers=2):
+        assert code == 64, out + err
+        assert sentence in err
     assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_stops_being_finite_stops_all_workers_with_a_sentence(tmp_path):
-    command = ("-m", "launch.local", "--workers=2", "--", "--task=tests.own_task:diverges", *TOY[1:])
-    code, out, err = harness.run(*command, f"--workdir={tmp_path / 'run'}")
-    assert code == 65, out + err
-    assert "distloop: the metric 'loss' stopped being finite at step 6; the variable 'model/net/dense/kernel' is" in err
-    assert "Traceback" not in err
+    command = ("-m", "distloop", "--task=tests.own_task:diverges", *TOY[1:], f"--workdir={tmp_path / 'run'}")
+    for code, out, err in harness.run_workers(command, workers=2):
+        assert code == 65, out + err
+        assert "the metric 'loss' stopped being finite at step 6; the variable 'model/net/dense/kernel' is" in err
+        assert "Traceback" not in err
 
 
 def test_two_workers_write_event_files_by_the_chief_alone_and_equal_to_the_metrics(tmp_path):
-    command = ("-m", "launch.local", "--workers=2", "--", *TOY, "--epochs=3", "--steps_per_call=1")
-    code, out, err = harness.run(*command, f"--workdir={tmp_path}")
+    command = ("-m", "distloop", *TOY, "--epochs=3", "--steps_per_call=1", f"--workdir={tmp_path}")
+    (code, out, err), _ = harness.run_workers(command, workers=2)
     assert code == 0, out + err
     assert "workers           2" in out
     written = lines(tmp_path)
@@ -237,15 +250,15 @@ def test_two_workers_write_event_files_by_the_chief_alone_and_equal_to_the_metri
     assert {tag for _, tag, _ in events(tmp_path / "train")} == {"loss", "epoch_loss", *TIMES}
 
 
-@pytest.mark.parametrize(
-    "launcher", [["launch.train"], ["launch.local", "--workers=2", "--"]], ids=lambda launcher: launcher[0]
-)
-def test_a_killed_run_goes_on_to_the_same_bits_with_the_same_command(tmp_path, launcher):
-    command = ("-m", *launcher, *TOY, "--train_steps=400", "--steps_per_call=1", "--checkpoint_every_steps=70")
-    code, out, err = harness.run(*command, f"--workdir={tmp_path / 'whole'}")
-    assert code == 0, out + err
+def test_a_killed_run_goes_on_to_the_same_bits_with_the_same_command(tmp_path):
+    settings = (*TOY, "--train_steps=400", "--steps_per_call=1", "--checkpoint_every_steps=70")
+    for code, out, err in harness.run_workers(
+        ["-m", "distloop", *settings, f"--workdir={tmp_path / 'whole'}"], workers=2
+    ):
+        assert code == 0, out + err
 
-    process = harness.start([*command, f"--workdir={tmp_path / 'killed'}"])
+    command = ("-m", "launch.local", "--workers=2", "--", *settings)
+    process = harness.start([*command, f"--workdir={tmp_path / 'killed'}"], fresh=True)
     checkpoints = tmp_path / "killed/checkpoints"
     limit = time.monotonic() + 120
     while not any(checkpoints.glob("step_*/checkpoint.json")):
@@ -255,7 +268,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_with_the_same_command(tmp_path, l
     harness.kill(process)  # the launcher too: its workers must follow
     harness.finish(process)
     assert not (tmp_path / "killed/summary.json").exists()
-    code, out, err = harness.run(*command, f"--workdir={tmp_path / 'killed'}")
+    code, out, err = harness.run(*command, f"--workdir={tmp_path / 'killed'}", fresh=True)
     assert code == 0, out + err
     assert "resumed after" in out
     expected = checkpoint(tmp_path / "whole")
@@ -269,6 +282,7 @@ def test_the_death_of_one_worker_ends_all_with_its_exit_code(tmp_path):
     code, out, err = harness.run(
         *("-m", "launch.local", "--workers=2", "--", "--task=tests.own_task:dies_on_worker_1", "--global_batch_size=4"),
         f"--workdir={tmp_path / 'run'}",
+        fresh=True,
     )
     assert code == 128 + signal.SIGKILL, out + err
     assert err.endswith("distloop: worker 1 was killed by SIGKILL; the others are stopped.\n")
@@ -287,7 +301,9 @@ def workers_alive(marker):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_worker_outlives_its_launcher(tmp_path, number):
     marker = f"--workdir={tmp_path / 'run'}"
-    process = harness.start(["-m", "launch.local", "--workers=2", "--", *TOY, "--train_steps=100000000", marker])
+    process = harness.start(
+        ["-m", "launch.local", "--workers=2", "--", *TOY, "--train_steps=100000000", marker], fresh=True
+    )
     try:
         limit = time.monotonic() + 120
         while not (tmp_path / "run/metrics.jsonl").exists() and time.monotonic() < limit and process.poll() is None:

@@ -126,7 +126,8 @@ def test_the_commands_run(tmp_path, command):
     (tmp_path / "circle.py").write_text(task)
     python, *arguments = shlex.split(command)
     assert python == "python"
-    code, out, err = harness.finish(harness.start(arguments, cwd=tmp_path, PYTHONPATH=f"{harness.ROOT}:{tmp_path}"))
+    process = harness.start(arguments, cwd=tmp_path, fresh=True, PYTHONPATH=f"{harness.ROOT}:{tmp_path}")
+    code, out, err = harness.finish(process)
     assert code == 0, out + err
     (summary,) = tmp_path.glob("runs/*/summary.json")
     accuracy = float(re.search(r'"eval": \{[^}]*"accuracy": ([\d.]+)', summary.read_text()).group(1))
