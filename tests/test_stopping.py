@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests import harness
+from tests.columns import needs_all_columns
 from tests.test_command_line import checkpoint, without_timing
 
 RUN = (
@@ -22,7 +23,14 @@ def stopped_step(folder):
     return int(newest.name.removeprefix("step_"))
 
 
-@pytest.mark.parametrize(("workers", "asked"), [(1, ["0"]), (2, ["1", "all"])])
+@pytest.mark.parametrize(
+    ("workers", "asked"),
+    [
+        (1, ["0", "0", "0", "0"]),
+        (2, ["1", "all", "1", "0"]),  # only worker 0 writes
+        pytest.param(2, ["all", "1", "all", "0"], marks=needs_all_columns),
+    ],
+)
 def test_a_stop_at_any_moment_is_agreed_and_the_resumed_run_is_the_one_nobody_stopped(tmp_path, workers, asked):
     for code, out, err in harness.run_workers([*RUN, f"--workdir={tmp_path / 'whole'}"], workers=workers):
         assert code == 0, out + err
@@ -30,7 +38,7 @@ def test_a_stop_at_any_moment_is_agreed_and_the_resumed_run_is_the_one_nobody_st
     stops = [("step:2", {3, 4}), ("input:7", range(5, 12)), ("eval:12", {12}), ("save:16", range(17, 20))]
     for number, (moment, where) in enumerate(stops):
         ended = harness.run_workers(
-            [*RUN, f"--workdir={tmp_path / 'run'}"], workers=workers, STOP=f"{moment}:{asked[number % len(asked)]}"
+            [*RUN, f"--workdir={tmp_path / 'run'}"], workers=workers, STOP=f"{moment}:{asked[number]}"
         )
         for code, out, err in ended:
             assert code == 143, (moment, out + err)
