@@ -94,7 +94,7 @@ class Attempt(NamedTuple):
 
 def attempt(run: Run, kill: Kill | None) -> Attempt:
     """Start all workers, let them run to their ends or to the kill, and leave none."""
-    before = saved_steps(run.folder)[-1]
+    before, torn = saved_steps(run.folder)[-1], _incomplete(run.folder)
     die = {} if kill is None or kill.outside else _planned(kill)
     fresh = kill is not None and kill.moment == "loading"
     processes = harness.start_workers(run.command, workers=run.workers, fresh=fresh, **die)
@@ -119,14 +119,17 @@ def attempt(run: Run, kill: Kill | None) -> Attempt:
     out = processes[0].output()[0]
     started = re.search(r"total steps +\d+(?:, resumed after (\d+))?", out)
     logged, saved = last_logged(run.folder), saved_steps(run.folder)[-1]
-    doing = "steps" if started else "set-up"
-    if any(not complete(path) for path in checkpoints(run.folder)):
-        doing = "save"
-    elif logged == STEPS:
+    doing = "set-up" if started is None else "save" if _incomplete(run.folder) - torn else "steps"
+    if doing == "steps" and logged == STEPS:
         doing = "end"
     codes = [process.wait() for process in processes]
     errors = "".join(process.output()[1] for process in processes)
     return Attempt(codes, started and int(started[1] or 0), logged, saved, doing, errors)
+
+
+def _incomplete(folder: Path) -> set[int]:
+    """Return the inodes of the folders of checkpoints without an index."""
+    return {path.stat().st_ino for path in checkpoints(folder) if not complete(path)}
 
 
 def _planned(kill: Kill) -> dict[str, str]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -53,12 +54,19 @@ def digest(folder: Path) -> str:
 
 
 def differences(folder: Path, clean: Path) -> list[str]:
-    """Return in what the finished run in `folder` is not that in `clean`."""
+    """Return in what the finished run in `folder` is not that in `clean`, with the first entries that differ."""
     ours, theirs = _left(folder), _left(clean)
-    return [what for what in theirs if ours[what] != theirs[what] or ours[what] is False]
+    found = []
+    for what, expected in theirs.items():
+        if isinstance(expected, list) and ours[what] != expected:
+            only_ours = [entry for entry in ours[what] if entry not in expected]
+            found.append(f"{what}: {only_ours[:3]} there, {[e for e in expected if e not in ours[what]][:3]} not there")
+        elif ours[what] != expected or ours[what] is False:
+            found.append(f"{what}: {ours[what]}, not {expected}")
+    return found
 
 
-def _left(folder: Path) -> dict[str, object]:
+def _left(folder: Path) -> dict[str, Any]:
     """Return what a finished run leaves, and what must be true of it."""
     rows = [(line["step"], line["split"], without_timing(line)) for line in lines(folder)]
     once = sorted({(step, split != "train") for step, split, _ in rows})  # an evaluation comes after its step
@@ -75,6 +83,8 @@ def _left(folder: Path) -> dict[str, object]:
         if name not in TIMING
     ]
     files = [re.sub(r"tfevents\..*", "tfevents", str(path.relative_to(folder))) for path in sorted(folder.rglob("*"))]
+    # What a worker recorded that outlived another by a moment stays, for a person to read.
+    files = [path for path in files if not re.fullmatch(r"errors(/.*\.json)?", path)]
     return {
         "SHA-256 of all variables": digest(folder),
         "metrics.jsonl": rows,
