@@ -21,6 +21,7 @@ from distloop.launcher.local import free_ports
 from distloop.metrics import TIMES
 from distloop.workdir import write_json
 from tests import harness
+from tests.columns import needs_all_columns
 from tests.test_writers import events, lines
 
 TOY = ("--task=tests.own_task:good", "--global_batch_size=4")
@@ -250,6 +251,7 @@ def test_two_workers_write_event_files_by_the_chief_alone_and_equal_to_the_metri
     assert {tag for _, tag, _ in events(tmp_path / "train")} == {"loss", "epoch_loss", *TIMES}
 
 
+@needs_all_columns
 def test_a_killed_run_goes_on_to_the_same_bits_with_the_same_command(tmp_path):
     settings = (*TOY, "--train_steps=400", "--steps_per_call=1", "--checkpoint_every_steps=70")
     for code, out, err in harness.run_workers(

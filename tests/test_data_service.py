@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from distloop.data import make_stream, per_replica_batches
 from tests import harness
+from tests.columns import needs_all_columns
 
 N, BATCH, EPOCHS = 1000, 16, 5  # as tests.own_task:counts_examples has them
 STEPS = 63  # an epoch
@@ -28,7 +29,7 @@ def lines(path):
 def wait_until(condition, process, limit_secs=120):
     limit = time.monotonic() + limit_secs
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.output()
         assert time.monotonic() < limit
         time.sleep(0.02)
 
@@ -37,13 +38,14 @@ def wait_until(condition, process, limit_secs=120):
 def service():
     """Start a dispatcher and two workers; yield the process and their address."""
     process = harness.start(["-m", "launch.data_service", "--workers=2"])
-    line = process.stdout.readline()
-    assert "tf.data service with 2 workers: train with --data_service=" in line, process.communicate()
-    yield process, line.rpartition("=")[2].strip()
+    ready = "tf.data service with 2 workers: train with --data_service="
+    wait_until(lambda: ready in process.output()[0], process)
+    yield process, process.output()[0].partition(ready)[2].split()[0]
     if process.poll() is None:
         harness.kill(process)
 
 
+@needs_all_columns
 def test_killing_a_service_worker_loses_no_example_of_two_training_processes(service, tmp_path):
     serving, address = service
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -80,7 +82,7 @@ def test_killing_a_service_worker_loses_no_example_of_two_training_processes(ser
 
     processes = children(serving.pid)
     assert len(processes) == 3
-    serving.terminate()
+    os.kill(serving.pid, signal.SIGTERM)
     code, _, err = harness.finish(serving)
     assert code == 128 + signal.SIGTERM
     assert "worker 0 was killed by SIGKILL; it is started again." in err

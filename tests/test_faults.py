@@ -34,6 +34,7 @@ def test_ten_random_kills_change_nothing(clean, tmp_path, workers):
     assert sum(found is not None for _, found in ended) == 10
 
 
+@needs_all_columns
 def test_kills_at_chosen_moments_of_two_workers_change_nothing(clean, tmp_path):
     kills = [
         Kill("loading", (1,)),
@@ -86,6 +87,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(clean, tmp_path
     assert differences(run.folder, clean(1).folder) == []
 
 
+@needs_all_columns
 def test_other_numbers_of_workers_and_replicas_go_on_with_the_same_order_and_trajectory(tmp_path):
     reference = Run(tmp_path / "one", task="same_on_all")
     list(carry_through(reference, []))

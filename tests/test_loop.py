@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from distloop import RunConfig
+from distloop.data import make_stream
 from distloop.loop import evaluate_once, train_steps
 from distloop.metrics import Metric, divide
 from distloop.steps import CallResult
@@ -29,9 +30,8 @@ class Recorded:
 
 
 def stream():
-    from distloop.data import Stream
-
-    return Stream(source={}, num_examples=10, global_batch_size=4, seed=None)  # 3 steps an epoch
+    ten = {"x": np.zeros([10])}
+    return make_stream(ten, name="ten examples", global_batch_size=4, seed=None)  # 3 steps an epoch
 
 
 def test_calls_end_at_each_stop_each_epoch_and_the_end():
