@@ -127,9 +127,9 @@ def attempt(run: Run, kill: Kill | None) -> Attempt:
     return Attempt(codes, started and int(started[1] or 0), logged, saved, doing, errors)
 
 
-def _incomplete(folder: Path) -> set[int]:
-    """Return the inodes of the folders of checkpoints without an index."""
-    return {path.stat().st_ino for path in checkpoints(folder) if not complete(path)}
+def _incomplete(folder: Path) -> set[tuple[Path, int]]:
+    """Return the folders of checkpoints without an index, and when each last changed."""
+    return {(path, path.stat().st_ctime_ns) for path in checkpoints(folder) if not complete(path)}
 
 
 def _planned(kill: Kill) -> dict[str, str]:
