@@ -65,9 +65,9 @@ def test_a_kill_before_any_operation_of_a_save_changes_nothing(clean, tmp_path, 
 
 
 @needs_all_columns
-def test_a_kill_before_any_other_operation_on_a_file_changes_nothing(clean, tmp_path):
+def test_a_kill_before_other_operations_on_files_changes_nothing(clean, tmp_path):
     run = Run(tmp_path / "run")
-    attempts = list(carry_through(run, (Kill(f"file:{number}") for number in itertools.count(1))))
+    attempts = list(carry_through(run, (Kill(f"file:{number}") for number in itertools.count(1, 3))))
     assert attempts[-1][1].codes == [0]
     assert differences(run.folder, clean(1).folder) == []
 
