@@ -18,7 +18,7 @@ from distloop.guard import stop_if_not_finite
 from distloop.lifecycle import Lifecycle
 from distloop.loop import Evaluation, OpenCall, Progress, evaluate_once, train_steps
 from distloop.startup import Setup
-from distloop.steps import separate_seeds
+from distloop.steps import held, separate_seeds
 from distloop.task import Task, named_variables
 from distloop.writers import make_writer
 
@@ -174,7 +174,15 @@ def _evaluator(
     call = startup.compiled(setup, setup.task.eval_step, stream, first_step=0, training=False, stop=stop)
     if best_metric:
         actions.check_best_metric(best_metric, call.metrics)
-    return lambda: evaluate_once(call, stream)
+
+    def evaluate_now() -> Evaluation | None:
+        put_back = held(setup.strategy, setup.state)
+        evaluation = evaluate_once(call, stream)
+        if evaluation is None:  # stopped, and done again after the resume
+            put_back()
+        return evaluation
+
+    return evaluate_now
 
 
 def _write_config(setup: Setup, data_facts: Mapping[str, Any], loaded: Loaded | None, display: Display) -> None:
@@ -194,6 +202,7 @@ def _write_config(setup: Setup, data_facts: Mapping[str, Any], loaded: Loaded | 
     }
     path = setup.folder / "config.json"
     before = (workdir.read_json(path) or {}).get("made_of", made_of)
+    made_of["init_from"] = loaded.identity if loaded else before.get("init_from")
     changed = [name for name in made_of if before.get(name) != made_of[name]]
     if changed:
         display.line(f"resumed with other {' and '.join(changed)} than before: see made_of in {path}.")

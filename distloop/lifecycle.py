@@ -22,7 +22,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python.eager import context as tf_context
 
-from distloop import workdir
+from distloop import storage, workdir
 from distloop.cluster import Cluster
 from distloop.config import NotFiniteError, PeerLostError, Stopped, UsageError
 from distloop.storage import Path
@@ -41,7 +41,7 @@ _SIGNS_OF_A_LOST_PEER = (
     "Barrier failed",
 )
 
-PATIENCE_SECS = 600  # how long a worker waits for the others at the end of a run
+PATIENCE_SECS = 3600  # how long a worker waits at the end for the others, of which one may write a large checkpoint
 _ends = itertools.count()  # a barrier serves once
 
 
@@ -88,9 +88,9 @@ class Lifecycle:
         while received := receiver.recv(1):
             number = received[0]  # of any signal that has a Python handler
             interrupts += number == signal.SIGINT
-            if number not in (signal.SIGTERM, signal.SIGINT) or self.phase == "end":
-                continue
             before_steps = self.phase == "setup" or (self.phase == "compile" and self.workers.num_workers == 1)
+            if number not in (signal.SIGTERM, signal.SIGINT) or (self.phase == "end" and interrupts < 2):
+                continue
             if interrupts > 1 or before_steps:
                 _say(f"stopped at once, in {self.phase}; the same command goes on from the last checkpoint.")
                 os._exit(128 + number)
@@ -120,20 +120,23 @@ class Lifecycle:
             if isinstance(error, Stopped) or mendable:
                 raise
             collateral = self.workers.num_workers > 1 and is_collateral(error)
-            if not collateral:
+            phase = self.phase
+            self._write_error(folder, error, collateral=collateral)
+            if isinstance(error, NotFiniteError):  # raised by all workers; the chief may still be writing
+                with contextlib.suppress(tf.errors.OpError):
+                    self.leave_together()
+            elif not collateral:
                 self._tell_the_others(error)
-            path = self._write_error(folder, error, collateral=collateral)
-            if collateral:
+            else:
                 raise PeerLostError(
-                    f"worker {self.workers.index} stopped in {self.phase} after step {self.step}, because another "
-                    f"worker has gone: look for its own error in {path.parent}. The same command goes on from the last "
+                    f"worker {self.workers.index} stopped in {phase} after step {self.step}, because another worker "
+                    f"has gone: look for its own error in {folder / 'errors'}. The same command goes on from the last "
                     "checkpoint."
                 ) from error
             raise
 
-    def _write_error(self, folder: Path, error: Exception, *, collateral: bool) -> Path:
+    def _write_error(self, folder: Path, error: Exception, *, collateral: bool) -> None:
         path = folder / "errors" / f"{time.time_ns()}_worker{self.workers.index}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         record = {
             "worker": self.workers.index,
             "host": socket.gethostname(),
@@ -147,12 +150,16 @@ class Lifecycle:
             "time": time.time(),
             "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "keras": keras.__version__},
         }
-        workdir.write_json(path, record)
-        return path
+        try:
+            with storage.os_errors():
+                path.parent.mkdir(parents=True, exist_ok=True)
+            workdir.write_json(path, record)
+        except OSError as failure:  # the disk is full, perhaps, which may be the error itself
+            _say(f"the error could not be recorded in {path} ({failure}).")
 
     def _tell_the_others(self, error: Exception) -> None:
         """Make the other workers fail now, with this error's text; else they wait until this process has ended."""
-        if self.workers.num_workers > 1 and not isinstance(error, NotFiniteError):  # which all workers raise
+        if self.workers.num_workers > 1:
             text = f"CoordinationServiceError: worker {self.workers.index} failed: {type(error).__name__}: {error}"
             with contextlib.suppress(Exception):  # the service may have gone, too
                 service: Any = tf_context.context()
@@ -169,7 +176,7 @@ class Lifecycle:
 
 def is_collateral(error: BaseException | None) -> bool:
     """Tell whether an error of TensorFlow says no more than that another worker has gone."""
-    while error is not None:
+    while error is not None and not isinstance(error, OSError):  # which is of storage, whatever its words
         if isinstance(error, tf.errors.OpError) and any(sign in str(error) for sign in _SIGNS_OF_A_LOST_PEER):
             return True
         error = error.__cause__

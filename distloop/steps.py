@@ -1,7 +1,7 @@
 """Compiled steps: `steps_per_call` steps in one call, traced once; sums stay on the device until the call ends."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -146,6 +146,22 @@ def separate_seeds(strategy: tf.distribute.Strategy, state: State) -> None:
 
     if seeds:
         tf.function(lambda: strategy.run(separate), autograph=False)()
+
+
+def held(strategy: tf.distribute.Strategy, state: State) -> Callable[[], None]:
+    """Return a function that puts back what an evaluation may write: seeds, and variables that the user made.
+
+    For an evaluation that will be done again. Cross-replica context; seeds differ from replica to replica.
+    """
+    own = {name for name, part in state.parts.items() if isinstance(part, tf.Variable | keras.Variable)}
+    written = [v for name, v in named_variables(state).items() if name in own or name.endswith("seed_generator_state")]
+    values = [(local, local.numpy()) for v in written for local in strategy.experimental_local_results(v)]
+
+    def put_back() -> None:
+        for local, value in values:
+            local.assign(value)
+
+    return put_back
 
 
 def _next(iterator: Iterator[Batch]) -> tuple[Batch, tf.Tensor]:

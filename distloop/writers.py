@@ -15,7 +15,7 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from distloop import storage
-from distloop.config import StorageError
+from distloop.config import StorageError, UsageError
 from distloop.storage import Path
 from distloop.workdir import finite
 
@@ -31,7 +31,7 @@ def make_writer(workdir: Path, *, after_step: int) -> Writer:
     """
     metrics_file = workdir / "metrics.jsonl"
     _cut_metrics(metrics_file, after_step)
-    folders = [path.parent for path in workdir.glob(f"*/{_EVENTS}*")]
+    folders = [path.parent for split in ("train", "eval") for path in (workdir / split).glob(f"{_EVENTS}*")]
     event_files = {folder.name: _cut_events(folder, after_step) for folder in dict.fromkeys(folders)}
 
     def write(step: int, split: str, values: Mapping[str, float]) -> None:
@@ -64,8 +64,17 @@ def _cut_metrics(path: Path, last_step: int) -> None:
     if path.exists():
         # A line that a crash cut short has no newline.
         lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        kept = b"".join(line for line in lines if json.loads(line)["step"] <= last_step)
+        kept = b"".join(line for line in lines if _step_of(line, path) <= last_step)
     storage.write_whole(path, kept)
+
+
+def _step_of(line: bytes, path: Path) -> int:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} has a line that is no metrics: {line[:80]!r}; take it out, or move the file."
+        ) from error
 
 
 def _cut_events(folder: Path, last_step: int) -> Path:
@@ -74,13 +83,14 @@ def _cut_events(folder: Path, last_step: int) -> Path:
     It is a new file because a TensorBoard that is watching goes on to it, and drops the steps it comes again to.
     """
     folder.mkdir(exist_ok=True)
-    older = sorted(folder.glob(f"{_EVENTS}*"))
+    found = sorted(folder.glob(f"{_EVENTS}*"))
+    older = [path for path in found if path.suffix != ".tmp"]  # what a crash has left half-written
     # The newest holds what the older ones held, which a crash may have kept from being removed.
     kept = [record for path in older[-1:] for record in _records(path) if Event.FromString(record).step <= last_step]
     first = Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString()
     target = folder / f"{_EVENTS}{time.time():017.6f}.{socket.gethostname()}"
     storage.write_whole(target, _as_records(kept or [first]))
-    for path in older:
+    for path in found:
         path.unlink()
     return target
 

@@ -8,9 +8,11 @@ import os
 import signal
 import time
 
+import keras
 import numpy as np
 import tensorflow as tf
 
+from distloop import State
 from distloop.cluster import from_tf_config
 from tests import toy
 
@@ -48,12 +50,17 @@ def make_task(config):
 
     tf.raw_ops.SaveV2 = save_v2
 
+    def build():
+        return State(**task.build().parts, noise=keras.random.SeedGenerator(7))
+
     def train_step(state, batch):
         zero = _signal_in_graph("step", state.step)
         return task.train_step(state, {**batch, "y": batch["y"] + zero})
 
     def eval_step(state, batch):
         zero = _signal_in_graph("eval", state.step)
+        # A stopped evaluation is done again: what it has drawn must be drawn again, too.
+        zero += 0.01 * tf.reduce_sum(keras.random.normal([2], seed=state.noise))
         return task.eval_step(
             state,
             {  # pyright: ignore[reportOptionalCall]
@@ -75,7 +82,7 @@ def make_task(config):
         rows = {**toy.DATA, "row": np.arange(len(toy.DATA["y"]))}
         return tf.data.Dataset.from_tensor_slices(rows).map(delayed)
 
-    return dataclasses.replace(task, train_step=train_step, eval_step=eval_step, train_data=train_data)
+    return dataclasses.replace(task, build=build, train_step=train_step, eval_step=eval_step, train_data=train_data)
 
 
 def slow(config):

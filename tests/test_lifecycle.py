@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from distloop import Pipeline, RunConfig, train
-from distloop.lifecycle import is_collateral
+from distloop.cluster import Cluster
+from distloop.lifecycle import Lifecycle, is_collateral
 from tests import harness, toy
 from tests.test_command_line import checkpoint, without_timing
 
@@ -26,7 +27,7 @@ def task_with(source):
 @pytest.mark.parametrize("strategy", ["default", "mirrored"])
 def test_a_pipeline_that_starves_the_step_is_visible_as_input_wait(tmp_path, strategy, mirrored):
     def slow(row):
-        time.sleep(0.01)  # 0.04 s a batch, and a step takes about 0.001
+        time.sleep(0.05)  # 0.1 s a batch in two threads, and a step takes a few ms
         return np.float32(row)
 
     def decode(example):
@@ -34,10 +35,10 @@ def test_a_pipeline_that_starves_the_step_is_visible_as_input_wait(tmp_path, str
         return {**example, "y": example["y"] + zero}
 
     settings = dict(
-        strategy=strategy, replicas=2 if strategy == "mirrored" else None, global_batch_size=4, train_steps=20
+        strategy=strategy, replicas=2 if strategy == "mirrored" else None, global_batch_size=4, train_steps=10
     )
     for name, source in {"slow": Pipeline(toy.DATA, map=decode), "fast": toy.DATA}.items():
-        train(task_with(source), RunConfig(workdir=str(tmp_path / name), steps_per_call=10, **settings))
+        train(task_with(source), RunConfig(workdir=str(tmp_path / name), steps_per_call=5, **settings))
     # The first call holds the tracing of what runs lazily; a call's time is in the row as examples and their rate.
     slow_wait, fast_wait = (rows(tmp_path / name)[-1]["input_wait"] for name in ("slow", "fast"))
     assert 0.6 < slow_wait <= 1
@@ -81,6 +82,14 @@ def test_deterministic_operations_give_the_same_bits_and_can_be_asked_for_by_a_f
     one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
     assert {name: value.tobytes() for name, value in one.items()} == {n: v.tobytes() for n, v in two.items()}
     assert without_timing(tmp_path / "one") == without_timing(tmp_path / "two")
+    assert "input_wait" not in rows(tmp_path / "one")[0]  # TensorFlow refuses its clock: the flag has reached it
+
+
+def test_an_error_that_cannot_be_recorded_is_still_the_error(tmp_path, capsys):
+    (tmp_path / "errors").write_text("no folder")
+    with pytest.raises(RuntimeError, match="the true one"), Lifecycle(Cluster()).recording_errors(tmp_path):
+        raise RuntimeError("the true one")
+    assert "the error could not be recorded" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -98,3 +107,6 @@ def test_an_error_that_only_follows_from_a_lost_peer_is_told_apart(text, collate
     wrapped.__cause__ = error
     assert is_collateral(wrapped) is collateral
     assert not is_collateral(ValueError(text))
+    of_storage = OSError(text)
+    of_storage.__cause__ = error
+    assert not is_collateral(of_storage)

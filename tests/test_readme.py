@@ -189,7 +189,8 @@ def test_the_page_on_checkpoints_runs(tmp_path):
     for command in commands:
         code, out, err = harness.finish(harness.start(command, cwd=tmp_path))
         assert code == 0, out + err
-    assert keras.models.load_model(tmp_path / "exported/mnist_cnn.keras").weights
+    loaded: Any = keras.models.load_model(tmp_path / "exported/mnist_cnn.keras")
+    assert loaded.weights
     assert (tmp_path / "exported/mnist_cnn/saved_model.pb").exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from etils import epath
 
-from distloop import RunConfig, StorageError, UsageError, checkpoint_files, evaluate, export, storage, train
+from distloop import RunConfig, State, StorageError, UsageError, checkpoint_files, evaluate, export, storage, train
 from distloop.writers import make_writer
 from tests import harness, ram, toy
 from tests.test_writers import events, lines
@@ -95,7 +95,12 @@ def test_100_cycles_of_checkpoint_and_evaluation_leave_no_memory_behind(tmp_path
     config = settings_of(
         str(tmp_path), epochs=None, train_steps=120, steps_per_call=1, eval_every_steps=1, checkpoint_every_steps=1
     )
-    train(toy.make_task(config), config, extra_actions=[measure])
+    task = toy.make_task(config)
+
+    def build():  # large enough that one copy left behind a cycle is seen
+        return State(**task.build().parts, ballast=tf.Variable(tf.zeros([750_000])))
+
+    train(dataclasses.replace(task, build=build), config, extra_actions=[measure])
     assert len(used) == 120
     slope, _ = np.polyfit(np.arange(100), used[20:], 1)  # MB a cycle, without those in which caches fill
     assert slope < 1

@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event
 
+from distloop.config import UsageError
 from distloop.writers import make_writer
 
 
@@ -41,6 +42,29 @@ def test_a_crash_between_a_new_event_file_and_the_removal_of_the_old_doubles_not
     old.write_bytes(content)  # as if it had not been removed
     make_writer(tmp_path, after_step=2)(3, "train", {"loss": 3.0})
     assert events(tmp_path / "train") == [(1, "loss", 1.0), (2, "loss", 2.0), (3, "loss", 3.0)]
+
+
+def test_a_crash_while_a_new_event_file_is_written_loses_no_event(tmp_path):
+    make_writer(tmp_path, after_step=0)(1, "train", {"loss": 1.0})
+    (old,) = (tmp_path / "train").iterdir()
+    torn = tmp_path / "train/events.out.tfevents.9999999999.000000.host.tmp"
+    torn.write_bytes(old.read_bytes()[:7])
+    make_writer(tmp_path, after_step=1)(2, "train", {"loss": 2.0})
+    assert not torn.exists()
+    assert events(tmp_path / "train") == [(1, "loss", 1.0), (2, "loss", 2.0)]
+
+
+def test_event_files_of_others_and_lines_that_are_no_metrics_are_left_alone(tmp_path):
+    make_writer(tmp_path, after_step=0)(1, "train", {"loss": 1.0})
+    (tmp_path / "mine").mkdir()
+    for name in ("1", "2"):
+        (tmp_path / f"mine/events.out.tfevents.{name}.host").write_bytes(b"mine")
+    make_writer(tmp_path, after_step=1)
+    assert len(list((tmp_path / "mine").iterdir())) == 2
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("no metrics\n")
+    with pytest.raises(UsageError, match="has a line that is no metrics: b'no metrics"):
+        make_writer(tmp_path, after_step=1)
 
 
 @pytest.mark.parametrize("crashes", [1, 2])

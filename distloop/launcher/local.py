@@ -8,13 +8,16 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
 from distloop.cluster import Cluster, to_tf_config
-from distloop.config import Stopped, UsageError
+from distloop.config import NotFiniteError, PeerLostError, Stopped, UsageError
 
 GRACE_SECS = 30  # for a step, a checkpoint and the way out
+_ALIKE = (Stopped.exit_code, NotFiniteError.exit_code)  # all workers end so, once each is done
+CAUSE_SECS = 10  # for a worker to end by its own error, when another one already has because of it
 
 
 def run(train_arguments: Sequence[str], *, workers: int) -> int:
@@ -61,7 +64,7 @@ def _start(command: Sequence[str], environment: dict[str, str], *, is_chief: boo
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Return when all have ended with 0, or one was asked to stop and all have ended, or at the first that failed."""
+    """Return when all have ended with 0 or all alike (stopped, diverged), or at the first that failed for itself."""
     running = {process.pid: process for process in processes}
     code = 0
     while running:
@@ -71,15 +74,30 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
         if process is None:  # a child that this process inherited, as process 1 of a container does
             os.waitpid(ended.si_pid, 0)
             continue
-        ended_with = process.wait()
-        if code == Stopped.exit_code:
-            continue  # what the others end with only follows from the stop
-        code = ended_with
-        if code not in (0, Stopped.exit_code):
+        process.wait()
+        if code in _ALIKE:
+            continue  # what the others end with only follows from that
+        if process.returncode == PeerLostError.exit_code:
+            process = _cause(running.values()) or process
+        code = process.returncode
+        if code in _ALIKE:
+            signal.alarm(GRACE_SECS)
+        elif code != 0:
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
             print(f"distloop: worker {processes.index(process)} {how}; the others are stopped.", file=sys.stderr)
             return code if code > 0 else 128 - code
     return code
+
+
+def _cause(running: Iterable[subprocess.Popen[bytes]]) -> subprocess.Popen[bytes] | None:
+    """Return the worker that took another one with it, once it has recorded its own error and ended."""
+    limit = time.monotonic() + CAUSE_SECS
+    while time.monotonic() < limit:
+        for process in running:
+            if process.poll() not in (None, 0, PeerLostError.exit_code):
+                return process
+        time.sleep(0.05)
+    return None
 
 
 @contextlib.contextmanager
