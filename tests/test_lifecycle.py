@@ -27,7 +27,7 @@ def task_with(source):
 @pytest.mark.parametrize("strategy", ["default", "mirrored"])
 def test_a_pipeline_that_starves_the_step_is_visible_as_input_wait(tmp_path, strategy, mirrored):
     def slow(row):
-        time.sleep(0.05)  # 0.1 s a batch in two threads, and a step takes a few ms
+        time.sleep(0.03)  # 0.06 s a batch in two threads, and a step takes a few ms
         return np.float32(row)
 
     def decode(example):
@@ -35,10 +35,10 @@ def test_a_pipeline_that_starves_the_step_is_visible_as_input_wait(tmp_path, str
         return {**example, "y": example["y"] + zero}
 
     settings = dict(
-        strategy=strategy, replicas=2 if strategy == "mirrored" else None, global_batch_size=4, train_steps=10
+        strategy=strategy, replicas=2 if strategy == "mirrored" else None, global_batch_size=4, train_steps=60
     )
     for name, source in {"slow": Pipeline(toy.DATA, map=decode), "fast": toy.DATA}.items():
-        train(task_with(source), RunConfig(workdir=str(tmp_path / name), steps_per_call=5, **settings))
+        train(task_with(source), RunConfig(workdir=str(tmp_path / name), steps_per_call=20, **settings))
     # The first call holds the tracing of what runs lazily; a call's time is in the row as examples and their rate.
     slow_wait, fast_wait = (rows(tmp_path / name)[-1]["input_wait"] for name in ("slow", "fast"))
     assert 0.6 < slow_wait <= 1
