@@ -8,7 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from tests import harness
+from distloop.cluster import from_tf_config
+from distloop.lifecycle import Lifecycle
+from tests import harness, in_workers
 from tests.columns import needs_all_columns
 from tests.test_command_line import checkpoint, without_timing
 
@@ -120,3 +122,18 @@ def test_a_run_that_is_stopped_before_its_first_step_ends_at_once(tmp_path):
     assert code == 143
     assert "stopped at once, in setup" in err
     assert not (tmp_path / "run").exists()
+
+
+def meet_at_the_end(strategy):
+    """Come to the end, worker 0 later than worker 1; return when each came and when it could go."""
+    workers = from_tf_config(os.environ["TF_CONFIG"])
+    if workers.index == 0:
+        time.sleep(2)  # a long last write
+    came = time.monotonic()
+    Lifecycle(workers).leave_together()
+    return {"came": np.array(came), "left": np.array(time.monotonic())}
+
+
+def test_a_worker_that_is_done_early_waits_for_the_others(tmp_path):
+    chief, early = in_workers.run("tests.test_stopping:meet_at_the_end", tmp_path / "met")
+    assert early["came"] < chief["came"] <= early["left"]  # one clock for both processes
