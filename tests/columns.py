@@ -1,13 +1,7 @@
-"""The columns of every equivalence test: the strategies that must give the numbers of one device.
+"""The columns of every equivalence test: the strategies that must give the numbers of one device."""
 
-The default test run takes a few, to be short; DISTLOOP_ALL_COLUMNS=1 takes all, as `.ci/run` does.
-"""
-
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-
-import pytest
 
 from tests import harness
 
@@ -27,11 +21,6 @@ COLUMNS = {
     "two processes": Column(2, dict(strategy="multiworker")),
     "two processes of two replicas": Column(2, dict(strategy="multiworker", replicas=2)),
 }
-ALL_COLUMNS = os.environ.get("DISTLOOP_ALL_COLUMNS") == "1"
-TESTED = list(COLUMNS) if ALL_COLUMNS else ["mirrored 2", "two processes"]
-needs_all_columns = pytest.mark.skipif(
-    not ALL_COLUMNS, reason="takes minutes: set DISTLOOP_ALL_COLUMNS=1, as .ci/run does"
-)
 
 
 def run_processes(column: str, arguments: Sequence[str], *, limit_secs: float = 180) -> None:

@@ -21,7 +21,6 @@ from distloop.launcher.local import free_ports
 from distloop.metrics import TIMES
 from distloop.workdir import write_json
 from tests import harness
-from tests.columns import needs_all_columns
 from tests.test_writers import events, lines
 
 TOY = ("--task=tests.own_task:good", "--global_batch_size=4")
@@ -221,6 +220,7 @@ def test_workers_with_other_data_stop_with_a_sentence(tmp_path, task, sentence):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_stops_being_finite_stops_all_workers_with_a_sentence(tmp_path):
     command = ("-m", "distloop", "--task=tests.own_task:diverges", *TOY[1:], f"--workdir={tmp_path / 'run'}")
     for code, out, err in harness.run_workers(command, workers=2):
@@ -229,6 +229,7 @@ def test_a_loss_that_stops_being_finite_stops_all_workers_with_a_sentence(tmp_pa
         assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_two_workers_write_event_files_by_the_chief_alone_and_equal_to_the_metrics(tmp_path):
     command = ("-m", "distloop", *TOY, "--epochs=3", "--steps_per_call=1", f"--workdir={tmp_path}")
     (code, out, err), _ = harness.run_workers(command, workers=2)
@@ -251,7 +252,7 @@ def test_two_workers_write_event_files_by_the_chief_alone_and_equal_to_the_metri
     assert {tag for _, tag, _ in events(tmp_path / "train")} == {"loss", "epoch_loss", *TIMES}
 
 
-@needs_all_columns
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits_with_the_same_command(tmp_path):
     settings = (*TOY, "--train_steps=400", "--steps_per_call=1", "--checkpoint_every_steps=70")
     for code, out, err in harness.run_workers(
@@ -332,6 +333,7 @@ def test_prepared_data_of_another_folder_is_read(tmp_path):
     assert code == 0, out + err
 
 
+@pytest.mark.slow
 def test_the_main_command_reaches_its_accuracy_on_the_sample(tmp_path):
     code, out, err = harness.run(
         *("-m", "launch.train", "--task=mnist_cnn", "--epochs=5", f"--workdir={tmp_path / 'run'}")

@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from distloop.data import make_stream, per_replica_batches
 from tests import harness
-from tests.columns import needs_all_columns
 
 N, BATCH, EPOCHS = 1000, 16, 5  # as tests.own_task:counts_examples has them
 STEPS = 63  # an epoch
@@ -45,7 +44,7 @@ def service():
         harness.kill(process)
 
 
-@needs_all_columns
+@pytest.mark.slow
 def test_killing_a_service_worker_loses_no_example_of_two_training_processes(service, tmp_path):
     serving, address = service
     metrics = tmp_path / "run" / "metrics.jsonl"

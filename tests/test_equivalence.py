@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from distloop.metrics import TIMES
-from tests.columns import COLUMNS, REFERENCE, TESTED, run_processes
+from tests.columns import COLUMNS, REFERENCE, run_processes
+
+pytestmark = pytest.mark.slow  # about a minute
 
 # 42 steps cross the end of an epoch: 10,000 examples are 39 full batches and one of 16, which leaves three of four
 # replicas with nothing but padding.
@@ -18,7 +20,7 @@ DEFAULT = "default"  # is what they are compared with
 def runs(tmp_path_factory):
     """Train each column; return {column: [what each worker holds]}."""
     results = {}
-    for column in (DEFAULT, *TESTED):
+    for column in (DEFAULT, *COLUMNS):
         folder = tmp_path_factory.mktemp("run")
         workers, settings = (1, dict(strategy="default")) if column == DEFAULT else COLUMNS[column]
         config = {**RUN, **settings, "workdir": str(folder / "workdir")}
@@ -41,7 +43,7 @@ def model_vector(arrays, replica):
     return np.concatenate([arrays[name].ravel().astype(np.float64) for name in names])
 
 
-@pytest.mark.parametrize("column", TESTED)
+@pytest.mark.parametrize("column", COLUMNS)
 def test_final_weights_agree_on_every_replica_and_worker(runs, column):
     reference = model_vector(runs["default"][0]["arrays"], 0)
     for worker in runs[column]:
@@ -52,7 +54,7 @@ def test_final_weights_agree_on_every_replica_and_worker(runs, column):
             assert np.linalg.norm(weights - reference) <= 1e-5 * np.linalg.norm(reference)
 
 
-@pytest.mark.parametrize("column", [column for column in TESTED if column != REFERENCE])
+@pytest.mark.parametrize("column", [column for column in COLUMNS if column != REFERENCE])
 def test_replicas_and_workers_hold_the_same_bits(runs, column):
     first = runs[column][0]["arrays"]
     for worker in runs[column]:
@@ -60,7 +62,7 @@ def test_replicas_and_workers_hold_the_same_bits(runs, column):
             np.testing.assert_array_equal(value, first["0:" + name.partition(":")[2]])
 
 
-@pytest.mark.parametrize("column", TESTED)
+@pytest.mark.parametrize("column", COLUMNS)
 def test_logged_losses_and_accuracies_agree(runs, column):
     reference, ours = runs["default"][0]["metrics"], runs[column][0]["metrics"]
     assert [(line["step"], line["split"]) for line in ours] == [(line["step"], line["split"]) for line in reference]
@@ -73,14 +75,14 @@ def test_logged_losses_and_accuracies_agree(runs, column):
             assert worker["summary"][split] == pytest.approx(runs["default"][0]["summary"][split], abs=1e-6)
 
 
-@pytest.mark.parametrize("column", [DEFAULT, *TESTED])
+@pytest.mark.parametrize("column", [DEFAULT, *COLUMNS])
 def test_each_test_example_counts_once(runs, column):
     for worker in runs[column]:
         assert worker["summary"]["eval_count"] == 2000
         assert worker["summary"]["examples"] == 10_000 + 2 * 256
 
 
-@pytest.mark.parametrize("column", [DEFAULT, *TESTED])
+@pytest.mark.parametrize("column", [DEFAULT, *COLUMNS])
 def test_the_step_is_traced_once_in_a_whole_run(runs, column):
     for worker in runs[column]:
         # One trace runs the Python function once for each local replica.

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from tests import dying, faults
-from tests.columns import needs_all_columns
 from tests.faults import STEPS, Kill, Run, carry_through
 from tests.run_files import checkpoints, complete, differences, state
 
@@ -27,14 +26,14 @@ def clean(tmp_path_factory):
     return run
 
 
-@needs_all_columns
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ten_random_kills_change_nothing(clean, tmp_path, workers):
     ended = list(faults.kill_at_random(tmp_path, clean(workers), kills=10, seed=workers, seconds=SECONDS))
     assert sum(found is not None for _, found in ended) == 10
 
 
-@needs_all_columns
+@pytest.mark.slow
 def test_kills_at_chosen_moments_of_two_workers_change_nothing(clean, tmp_path):
     kills = [
         Kill("loading", (1,)),
@@ -53,7 +52,8 @@ def test_kills_at_chosen_moments_of_two_workers_change_nothing(clean, tmp_path):
     assert differences(run.folder, clean(2).folder) == []
 
 
-@pytest.mark.parametrize("stride", [2, pytest.param(1, marks=needs_all_columns)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stride", [2, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_kill_before_any_operation_of_a_save_changes_nothing(clean, tmp_path, stride):
     """Each attempt dies some operations later: before the data, before the index, before and while old ones go."""
     run = Run(tmp_path / "run")
@@ -64,7 +64,7 @@ def test_a_kill_before_any_operation_of_a_save_changes_nothing(clean, tmp_path, 
     assert differences(run.folder, clean(1).folder) == []
 
 
-@needs_all_columns
+@pytest.mark.slow
 def test_a_kill_before_other_operations_on_files_changes_nothing(clean, tmp_path):
     run = Run(tmp_path / "run")
     attempts = list(carry_through(run, (Kill(f"file:{number}") for number in itertools.count(1, 3))))
@@ -87,7 +87,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(clean, tmp_path
     assert differences(run.folder, clean(1).folder) == []
 
 
-@needs_all_columns
+@pytest.mark.slow
 def test_other_numbers_of_workers_and_replicas_go_on_with_the_same_order_and_trajectory(tmp_path):
     reference = Run(tmp_path / "one", task="same_on_all")
     list(carry_through(reference, []))

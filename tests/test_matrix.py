@@ -11,11 +11,11 @@ import tensorflow as tf
 
 from distloop.data import make_stream, per_replica_batches
 from tests import matrix
-from tests.columns import COLUMNS, REFERENCE, needs_all_columns
+from tests.columns import COLUMNS, REFERENCE
 from tests.matrix import counters_differ, difference, replicas_of, tolerance, weights_of
 from tests.matrix_rows import BATCH, ROWS, STEPS, X, Y
 
-pytestmark = needs_all_columns
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

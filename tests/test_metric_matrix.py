@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from tests.columns import COLUMNS, needs_all_columns, run_processes
+from tests.columns import COLUMNS, run_processes
 from tests.metric_tasks import SIZES, THRESHOLDS, TRAIN_SIZE, data, roc_auc
 
-pytestmark = needs_all_columns
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,7 @@ def workers(tmp_path_factory):
     return runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["plain", "gan"])
 @pytest.mark.parametrize("bad_worker", ["0", "1"])
 def test_an_overflow_on_one_worker_skips_the_update_on_all_and_nobody_waits(workers, case, bad_worker):

@@ -14,7 +14,6 @@ from distloop import State, Task, train
 from distloop.config import RunConfig
 from distloop.launcher.local import free_ports
 from tests import harness, streams, toy
-from tests.columns import needs_all_columns
 
 README = (harness.ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
@@ -124,7 +123,7 @@ def test_the_largest_difference_is_that_of_the_record():
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(command, marks=needs_all_columns) if "=2" in command else command
+        pytest.param(command, marks=pytest.mark.slow) if "=2" in command else command
         for command in COMMANDS
         if "launch." in command and "venv" not in command
     ],
@@ -194,7 +193,7 @@ def test_the_page_on_checkpoints_runs(tmp_path):
     assert (tmp_path / "exported/mnist_cnn/saved_model.pb").exists()
 
 
-@needs_all_columns
+@pytest.mark.slow
 def test_the_page_on_the_data_service_runs(tmp_path):
     (port,) = free_ports(1)
     service, command = (

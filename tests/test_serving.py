@@ -29,15 +29,10 @@ FRESH = textwrap.dedent("""
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """One run on two replicas and one on two processes."""
+    """Return a folder with a run on two replicas."""
     folder = tmp_path_factory.mktemp("runs")
     config = RunConfig(**SETTINGS, workdir=str(folder / "mirrored"), replicas=2, best_metric="loss", best_mode="min")
     train(config.task, config)
-    flags = [f"--{name}={value}" for name, value in SETTINGS.items()]
-    code, out, err = harness.run(
-        "-m", "launch.local", "--workers=2", "--", *flags, f"--workdir={folder / 'two'}", limit_secs=120
-    )
-    assert code == 0, out + err
     return folder
 
 
@@ -50,7 +45,11 @@ def expected(workdir, *, averaged=False, step=None):
     return np.tanh(X @ w[0] + w[1]) @ w[2] + w[3]
 
 
+@pytest.mark.slow
 def test_models_of_any_strategy_say_the_same_in_a_process_without_distloop(runs, tmp_path):
+    flags = [f"--{name}={value}" for name, value in SETTINGS.items()]
+    code, out, err = harness.run("-m", "launch.local", "--workers=2", "--", *flags, f"--workdir={runs / 'two'}")
+    assert code == 0, out + err
     made = {}
     for run, averaged, name in (
         ("mirrored", False, "plain"),

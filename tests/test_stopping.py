@@ -11,7 +11,6 @@ import pytest
 from distloop.cluster import from_tf_config
 from distloop.lifecycle import Lifecycle
 from tests import harness, in_workers
-from tests.columns import needs_all_columns
 from tests.test_command_line import checkpoint, without_timing
 
 RUN = (
@@ -30,7 +29,7 @@ def stopped_step(folder):
     [
         (1, ["0", "0", "0", "0"]),
         (2, ["1", "all", "1", "0"]),  # only worker 0 writes
-        pytest.param(2, ["all", "1", "all", "0"], marks=needs_all_columns),
+        pytest.param(2, ["all", "1", "all", "0"], marks=pytest.mark.slow),
     ],
 )
 def test_a_stop_at_any_moment_is_agreed_and_the_resumed_run_is_the_one_nobody_stopped(tmp_path, workers, asked):
