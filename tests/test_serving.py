@@ -29,10 +29,11 @@ FRESH = textwrap.dedent("""
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Return a folder with a run on two replicas."""
+    """Return a folder with a run on two replicas, which keeps the best, and one on one device, which does not."""
     folder = tmp_path_factory.mktemp("runs")
     config = RunConfig(**SETTINGS, workdir=str(folder / "mirrored"), replicas=2, best_metric="loss", best_mode="min")
     train(config.task, config)
+    train(config.task, RunConfig(**SETTINGS, workdir=str(folder / "one"), strategy="default"))
     return folder
 
 
@@ -91,7 +92,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(runs, tmp_pat
     (tmp_path / "exists").mkdir()
     output = tmp_path / arguments.pop("output", "new")
     with pytest.raises(UsageError) as refusal:
-        export(**{"workdir": str(runs / "two"), "output": str(output)} | arguments)
+        export(**{"workdir": str(runs / "one"), "output": str(output)} | arguments)
     assert sentence in str(refusal.value)
     assert [path.name for path in tmp_path.iterdir()] == ["exists"]
 
