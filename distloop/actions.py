@@ -29,7 +29,7 @@ def every(steps: int, action: Action) -> Action:
 
 
 def write_to(
-    writer: Writer, display: Display, record: dict[str, Any], timings: Callable[[], Mapping[str, float]] = dict
+    writer: Writer, display: Display, record: dict[str, Any], timings: Callable[[], Mapping[str, float]]
 ) -> Action:
     """Write each call's metrics and timings, show them, and keep the last epoch's in `record`."""
 
