@@ -1,0 +1,83 @@
+"""What a worker tells its supervisor all the time, and whether it is asked to stop: 32 bytes of shared memory.
+
+The memory has no name, so nothing is left of it when both are gone. A worker inherits it as a file descriptor, whose
+number is in the variable DISTLOOP_BEACON.
+"""
+
+import mmap
+import os
+import struct
+import time
+from collections.abc import Mapping
+from typing import NamedTuple, final
+
+VARIABLE = "DISTLOOP_BEACON"
+# What a worker can be doing. `import` is said of one that has not said anything yet; `input` is a step that waits for
+# its batch.
+PHASES = ("import", "setup", "compile", "step", "input", "eval", "save", "end")
+
+_CHANGED, _STEP, _PHASE, _STOP = 0, 8, 16, 24  # offsets; each value is an aligned word, which is never read torn
+_BYTES = 32
+
+
+class Sighting(NamedTuple):
+    """Hold what a worker said last. `changed` is the time (CLOCK_MONOTONIC, seconds) at which it began to be so."""
+
+    phase: str
+    step: int  # the last that is complete
+    changed: float
+
+
+@final
+class Beacon:
+    """The memory that one worker and its supervisor share. One writes phase and step, the other the request to stop."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._memory = mmap.mmap(descriptor, _BYTES)
+
+    @staticmethod
+    def create() -> "Beacon":
+        """Make a new one; the supervisor does, for each attempt of each worker."""
+        descriptor = os.memfd_create("distloop_beacon")
+        os.ftruncate(descriptor, _BYTES)
+        beacon = Beacon(descriptor)
+        beacon.tell("import", 0)
+        return beacon
+
+    @staticmethod
+    def inherited(environment: Mapping[str, str]) -> "Beacon | None":
+        """Return the one that this process was started with, if it was started by a supervisor."""
+        return Beacon(int(environment[VARIABLE])) if VARIABLE in environment else None
+
+    def tell(self, phase: str, step: int) -> None:
+        """Say where this worker is. The time is that of the last change."""
+        before = self.read()
+        if (phase, step) != (before.phase, before.step) or not before.changed:
+            self._write(_STEP, step)
+            self._write(_PHASE, PHASES.index(phase))
+            self._write(_CHANGED, time.monotonic_ns())
+
+    def read(self) -> Sighting:
+        """Return what the worker said last."""
+        return Sighting(PHASES[self._read(_PHASE)], self._read(_STEP), self._read(_CHANGED) / 1e9)
+
+    def ask_to_stop(self) -> None:
+        """Ask the worker to stop with a checkpoint, together with all others."""
+        self._write(_STOP, 1)
+
+    @property
+    def stop_asked(self) -> bool:
+        """Tell whether the worker is asked to stop."""
+        return self._read(_STOP) != 0
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._memory.close()
+        os.close(self.descriptor)
+
+    def _read(self, offset: int) -> int:
+        return struct.unpack_from("=q", self._memory, offset)[0]
+
+    def _write(self, offset: int, value: int) -> None:
+        struct.pack_into("=q", self._memory, offset, value)
