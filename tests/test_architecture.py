@@ -34,7 +34,6 @@ FLOORS = {
     "launcher.group": 0,
     "launcher.supervisor": 0,
     "launcher_flags": 6,
-    "launcher.local": 0,
     "launcher.data_service": 0,
     "runtime": 1,
     "strategies": 1,

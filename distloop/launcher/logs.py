@@ -45,23 +45,23 @@ class Lines:
 
     def feed(self, data: bytes) -> list[str]:
         """Return the lines that are whole now."""
-        *whole, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > _LONGEST_LINE:
-            # Of a progress bar only its newest state matters.
-            self._rest = self._rest.rpartition(b"\r")[2] or self._rest
-        while len(self._rest) > _LONGEST_LINE:
-            whole.append(self._rest[:_LONGEST_LINE])
-            self._rest = self._rest[_LONGEST_LINE:]
-        return [_visible(line) for line in whole]
+        *whole, rest = (self._rest + data).split(b"\n")
+        # Of a progress bar, which may never end its line, only the newest state matters.
+        rest = rest[max(0, rest.rstrip(b"\r").rfind(b"\r")) :]
+        complete = len(rest) // _LONGEST_LINE * _LONGEST_LINE
+        self._rest = rest[complete:]
+        return [part for line in (*whole, *([rest[:complete]] if complete else [])) for part in _visible(line)]
 
     def end(self) -> list[str]:
         """Return the line that was never ended, if there is one."""
         rest, self._rest = self._rest, b""
-        return [_visible(rest)] if rest else []
+        return _visible(rest) if rest else []
 
 
-def _visible(line: bytes) -> str:
-    return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
+def _visible(line: bytes) -> list[str]:
+    line = line.rstrip(b"\r").rpartition(b"\r")[2]
+    begins = range(0, max(1, len(line)), _LONGEST_LINE)
+    return [line[begin : begin + _LONGEST_LINE].decode(errors="replace") for begin in begins]
 
 
 @final
