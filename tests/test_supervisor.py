@@ -1,12 +1,16 @@
 """The supervisor, with small programs as workers: what they write, how they end, and that none is left."""
 
+import contextlib
+import fcntl
 import json
 import os
 import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -96,6 +100,31 @@ def test_prefixes_are_coloured_on_a_terminal_unless_the_person_wants_none(tmp_pa
     assert ("[rank 1] x" in text) == (not coloured)
 
 
+def test_the_chief_has_a_terminal_where_the_supervisor_has_one_and_its_log_the_lines_that_stay(tmp_path):
+    program = (
+        "assert rank == 0 or not sys.stdout.isatty()\n"
+        "if rank: sys.exit()\n"
+        "print(sys.stdout.isatty(), os.get_terminal_size().columns)\n"
+        "for part in range(50): print(f'\\r\\x1b[2K\\x1b[35m{part}%\\x1b[0m', end='', flush=True)\n"
+        "print('\\r\\x1b[2Kdone')"
+    )
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 101, 0, 0))
+    environment = {**os.environ, "PYTHONPATH": str(harness.ROOT)}
+    arguments = [sys.executable, *command(program)]
+    process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stdout=slave, stdin=subprocess.DEVNULL)
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other side is closed
+        while data := os.read(master, 4096):
+            shown += data
+    os.close(master)
+    assert process.wait(timeout=30) == 0
+    assert shown.count(b"%") == 50
+    assert shown.endswith(b"\x1b[2Kdone\r\n")
+    assert log(tmp_path, 0) == "True 101\ndone\n"
+
+
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
     program = "[print('x' * 1000) for _ in range(1000)]; Path('whole').touch()"
     script = '"$@" | head -1; exit ${PIPESTATUS[0]}'
@@ -116,13 +145,13 @@ def test_the_first_failure_ends_all_within_a_second_with_its_exit_code_and_is_to
     code, _, err = run(program, tmp_path, workers=3)
     ended = time.time()
     assert code == 3
-    began = float(re.search(r"now ([\d.]+)", log(tmp_path, 1))[1])
+    began = float(re.findall(r"now ([\d.]+)", log(tmp_path, 1))[0])
     assert ended - began < 5  # of which the limit is one second; the rest is a loaded machine's
     *_, lines, cause, why, where = err.splitlines()
     assert lines.strip() == "about to fail"
     assert re.fullmatch(r"distloop: rank [12] on \S+: ended with exit code 3", cause)
     assert why == "distloop: It is not restarted: the error came before the first step."
-    rank = int(re.search(r"rank (\d)", cause)[1])
+    rank = int(re.findall(r"rank (\d)", cause)[0])
     assert where == f"distloop: its log is distloop_logs/rank_{rank}/attempt_0.log"
 
 

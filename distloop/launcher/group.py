@@ -4,7 +4,6 @@ import contextlib
 import os
 import selectors
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import final
@@ -13,7 +12,7 @@ from distloop.config import NotFiniteError, Stopped
 from distloop.launcher import member as members_lib
 from distloop.launcher import processes, report
 from distloop.launcher.interrupts import Interrupts
-from distloop.launcher.logs import Log
+from distloop.launcher.logs import Log, say
 from distloop.launcher.member import Member
 from distloop.launcher.policy import Ending
 from distloop.launcher.report import Failure
@@ -63,7 +62,7 @@ class Group:
 
     def __exit__(self, *_: object) -> None:
         for pid in processes.kill_all([member.process for member in self._members]):
-            _say(f"process {pid} could not be killed: it may be in a driver or on a disk that does not answer.")
+            say(f"process {pid} could not be killed: it may be in a driver or on a disk that does not answer.")
         for member in self._members:
             member.close()
         self._selector.close()
@@ -121,7 +120,7 @@ class Group:
 
     def _ask_to_stop(self, number: int) -> None:
         self._deadline = time.monotonic() + self._grace_secs
-        _say(f"{signal.Signals(number).name}: the workers are asked to stop, within {self._grace_secs:g} s (--grace).")
+        say(f"{signal.Signals(number).name}: the workers are asked to stop, within {self._grace_secs:g} s (--grace).")
         for member in self._running():
             if member.attached:
                 member.beacon.ask_to_stop()  # a signal could be kept from the worker by a wrapper around it
@@ -134,7 +133,7 @@ class Group:
         late = time.monotonic() > self._deadline
         if late:
             ranks = ", ".join(str(member.rank) for member in self._running())
-            _say(f"rank {ranks} did not stop within {self._grace_secs:g} s and is killed.")
+            say(f"rank {ranks} did not stop within {self._grace_secs:g} s and is killed.")
         return late or self._interrupts.count > 1
 
     def _settle(self, seconds: float, *, until: Callable[[], bool] = lambda: False) -> None:
@@ -194,7 +193,3 @@ class Group:
             retry=failure is not None and (failure.error or "").startswith("PortTakenError"),
             killed=killed,
         )
-
-
-def _say(sentence: str) -> None:
-    print(f"distloop: {sentence}", file=sys.stderr, flush=True)
