@@ -120,8 +120,8 @@ def check_own_address(cluster: Cluster) -> None:
         socket.create_server(("", int(port)), family=family, dualstack_ipv6=dual).close()
     except OSError as error:
         raise PortTakenError(
-            f"port {port} of this worker ({address} in TF_CONFIG) cannot be had ({os.strerror(error.errno or 0)}); end the "
-            "process that has it (ss -tlnp shows it), or use another port."
+            f"port {port} of this worker ({address} in TF_CONFIG) cannot be had ({os.strerror(error.errno or 0)}); end "
+            "the process that has it (ss -tlnp shows it), or use another port."
         ) from error
 
 
