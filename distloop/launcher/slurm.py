@@ -155,9 +155,10 @@ def _check_place(environment: Mapping[str, str], nodes: list[str], hosts: list[s
     for name, expected in place.items():
         if environment.get(name, str(expected)) != str(expected):
             raise UsageError(
-                f"{name} is {environment[name]}, but SLURM_STEP_NODELIST ({environment['SLURM_STEP_NODELIST']}) and "
-                f"SLURM_STEP_TASKS_PER_NODE ({environment['SLURM_STEP_TASKS_PER_NODE']}) give {expected} to task {rank}, "
-                f"on {hosts[rank]}; start the step with srun --distribution=block, or name the hosts with --hosts."
+                f"{name} is {environment[name]}, but should be {expected} for task {rank}, on {hosts[rank]}, by "
+                f"SLURM_STEP_NODELIST ({environment['SLURM_STEP_NODELIST']}) and SLURM_STEP_TASKS_PER_NODE "
+                f"({environment['SLURM_STEP_TASKS_PER_NODE']}); start the step with srun --distribution=block, or name "
+                "the hosts with --hosts."
             )
 
 
