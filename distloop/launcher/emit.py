@@ -41,7 +41,7 @@ def _made_by(request: Request) -> str:
 _KUBERNETES_NOTE = """\
 # Start with `kubectl apply -f FILE`; the same file, deleted and applied again, goes on with the run.
 # The supervisor in a pod restarts its workers; the pod ends once it has given up or is done. Exit codes {for_good}
-# are for good. After {stopped} (stopped with a checkpoint), or when the cluster takes a node, the pods come back without
+# are for good. After {stopped} (stopped with a checkpoint), or when a node goes away, the pods come back without
 # limit; after any other, as often as --max_restarts says.
 """
 _TFJOB_NOTE = """\
