@@ -1,7 +1,7 @@
 """Record what a real Slurm tells its tasks: python -m tests.record_slurm writes tests/data/slurm.json.
 
-Each entry has the command (TASK is the program), the environment of every task in the order of SLURM_PROCID, and what `scontrol show
-hostnames` makes of the node list of the step. Variables that say nothing of the cluster are left out.
+Each entry has the command (TASK is the program), the environment of every task in the order of SLURM_PROCID, and what
+`scontrol show hostnames` makes of the node list of the step. Variables that say nothing of the cluster are left out.
 """
 
 import json
