@@ -30,6 +30,10 @@ class PreflightError(RuntimeError):
     exit_code = 69  # EX_UNAVAILABLE
 
 
+class PortTakenError(PreflightError):
+    """Report that another process listens on this worker's own port."""
+
+
 class PeerLostError(RuntimeError):
     """Report that this worker ended because another one did, which has the true error."""
 
