@@ -59,17 +59,20 @@ class _Peer:
 
     @property
     def has_answered(self) -> bool:
-        # Once it is ready and has heard that all are, it closes the connection.
-        open_or_done = self.dialled is not None or (self.ready and self.ready_said)
-        return self.answered == len(self.place.ports) and open_or_done
+        # It closes this connection once it has heard that all are ready; its own `ready`, on another, may come later.
+        return self.answered == len(self.place.ports) and (self.dialled is not None or self.ready_said)
 
     @property
     def is_met(self) -> bool:
         sent = self.dialled is None or not self.dialled.outbox
         return self.has_answered and self.ready and self.ready_said and sent
 
+    @property
+    def is_here(self) -> bool:
+        return self.has_answered and self.dialled is not None
+
     def __str__(self) -> str:
-        problem = "is here, but has not met all others" if self.has_answered else self.problem
+        problem = "is here, but has not met all others" if self.is_here else self.problem
         return f"host {self.place.host} ({self.address}), which {problem}"
 
 
@@ -119,6 +122,7 @@ class Meeting:
     def missing(self) -> str:
         """Say who is not here, and why, as far as that can be seen."""
         missing = self._missing()
+        missing = [peer for peer in missing if not peer.is_here] or missing  # on whom the others wait, too
         more = [f"{len(missing) - _NAMED} more"] if len(missing) > _NAMED else []
         return "; ".join([*map(str, missing[:_NAMED]), *more])
 
@@ -262,8 +266,10 @@ class Meeting:
         peer = self._peers[connection.place]
         peer.told |= self._ended and connection.deadline is None
         if peer.dialled is connection:
-            peer.dialled, peer.problem, peer.retry = None, wire.problem(error), time.monotonic() + _RETRY_SECS
-            if not (peer.ready and peer.ready_said):
+            was_here = connection.deadline is None
+            peer.problem = "was here, and has gone" if was_here else wire.problem(error)
+            peer.dialled, peer.retry = None, time.monotonic() + _RETRY_SECS
+            if not peer.ready_said:
                 peer.start_over()
 
 

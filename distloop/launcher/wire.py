@@ -50,14 +50,24 @@ class Connection:
             if not data:
                 raise ConnectionResetError(errno.ECONNRESET, "closed")
             self._inbox += data
-        if self._inbox and not self._inbox.startswith(b"{"):
-            grpc = self._inbox[3:5] == b"\x04\x00"  # HTTP/2's frame SETTINGS, which a server says first (RFC 9113, 6.5)
-            raise ValueError("it speaks gRPC, as a worker does" if grpc else f"it says {self._inbox[:40]!r}")
+        if self._inbox[3:5] == b"\x04\x00":  # HTTP/2's frame SETTINGS, which a server says first (RFC 9113, 3.4)
+            raise ValueError("it speaks gRPC, as a worker does")
         *whole, self._inbox = self._inbox.split(b"\n")
-        messages = [json.loads(line) for line in whole]
-        if len(self._inbox) > _MOST_BYTES or not all(isinstance(message, dict) for message in messages):
-            raise ValueError("it speaks of something else")
-        return messages
+        if self._inbox and (self._inbox[:1] != b"{" or len(self._inbox) > _MOST_BYTES):
+            raise ValueError(_strange(self._inbox))
+        return [_message(line) for line in whole]
+
+
+def _message(line: bytes) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        message = json.loads(line)
+        if isinstance(message, dict):
+            return message
+    raise ValueError(_strange(line))
+
+
+def _strange(said: bytes) -> str:
+    return f"it says {said[:40]!r}"
 
 
 def listen(port: int) -> socket.socket:
