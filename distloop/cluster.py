@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from distloop.config import UsageError
 
-_ADVICE = "unset it, or write it as python -m launch.local does"
+_ADVICE = "unset it, or write it as python -m launch.run does"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""Attempt after attempt, until the run has ended or there is no point in another one."""
+
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distloop.launcher import member, policy, processes, report
+from distloop.launcher.fault import Fault
+from distloop.launcher.group import Group
+from distloop.launcher.interrupts import Interrupts
+from distloop.launcher.logs import Console, next_attempt, say
+from distloop.launcher.plan import Worker
+from distloop.launcher.policy import Ending, Restart
+from distloop.launcher.report import Failure
+from distloop.launcher.watchdog import Watchdog
+
+CONSOLES = ("chief", "all", "errors")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hold what a person can choose about supervision; the flags of `launch.run` explain each."""
+
+    log_dir: Path
+    console: str
+    max_restarts: int
+    grace_secs: float
+    hang_limits: dict[str, float]
+    faults: Sequence[Fault]
+    report: Path | None
+
+
+def supervise(make_plan: Callable[[], list[Worker]], settings: Settings, *, others_elsewhere: bool) -> int:
+    """Run the workers of this place until they have ended well or for good; return the exit code.
+
+    `make_plan` is asked anew for each attempt, since ports can be taken meanwhile. Prints the cause of a failure last.
+    """
+    processes.adopt_orphans()
+    history: list[Ending] = []
+    watchdog = Watchdog(settings.hang_limits, others_elsewhere=others_elsewhere)
+    with Interrupts() as interrupts:
+        while True:
+            plan = make_plan()
+            number = next_attempt(_log_path(settings, plan[0], 0).parent)
+            ending, failure = _attempt(plan, number, len(history), settings, watchdog, interrupts)
+            history.append(ending)
+            decision = policy.decide(history, max_restarts=settings.max_restarts)
+            if failure is not None:
+                why = "" if isinstance(decision, Restart) else decision.why
+                _write_report(settings, plan[0], number, failure, why)
+            if not isinstance(decision, Restart):
+                if failure is not None:
+                    print(report.text(failure, why_no_restart=decision.why), file=sys.stderr, flush=True)
+                return ending.code
+            assert failure is not None
+            print(report.text(failure), file=sys.stderr, flush=True)
+            say(f"all workers start again in {decision.delay:.1f} s.")
+            if not _pause(decision.delay, interrupts):
+                return 128 + (interrupts.first or 0)
+
+
+def _attempt(
+    plan: Sequence[Worker],
+    number: int,
+    index: int,
+    settings: Settings,
+    watchdog: Watchdog,
+    interrupts: Interrupts,
+) -> tuple[Ending, Failure | None]:
+    """Run attempt `index` of this supervisor, whose logs have the number `number`."""
+    console = Console(os.environ)
+    fault = settings.faults[index] if index < len(settings.faults) else None
+
+    def start(position: int) -> member.Member:
+        worker = plan[position]
+        alone = settings.console == "chief" and worker.rank == 0
+        added = {"DISTLOOP_FAULT": f"{fault.step}:{fault.kind}"} if fault and fault.rank == worker.rank else {}
+        path = _log_path(settings, worker, number)
+        return member.start(
+            worker,
+            added,
+            path,
+            console if alone or settings.console == "all" else None,
+            prefixed=len(plan) > 1,
+            terminal=alone and sys.stdout.isatty(),
+        )
+
+    with Group(start, len(plan), watchdog=watchdog, interrupts=interrupts, grace_secs=settings.grace_secs) as group:
+        return group.run()
+
+
+def _log_path(settings: Settings, worker: Worker, attempt: int) -> Path:
+    # By rank first: hosts that share the folder number their attempts each for itself.
+    return settings.log_dir / f"rank_{worker.rank}" / f"attempt_{attempt}.log"
+
+
+def _write_report(settings: Settings, worker: Worker, number: int, failure: Failure, why: str) -> None:
+    path = _log_path(settings, worker, number).with_suffix(".report.json")
+    path.write_text(report.as_json(failure, attempt=number, why_no_restart=why))
+    if settings.report is not None:
+        settings.report.write_text(report.text(failure, why_no_restart=why)[-4096:] + "\n")  # Kubernetes shows as much
+
+
+def _pause(seconds: float, interrupts: Interrupts) -> bool:
+    """Wait; return False at once when a signal comes."""
+    limit = time.monotonic() + seconds
+    while interrupts.first is None and (left := limit - time.monotonic()) > 0:
+        select.select([interrupts], [], [], left)
+        interrupts.clear()
+    return interrupts.first is None
