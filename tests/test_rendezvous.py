@@ -13,7 +13,7 @@ import pytest
 
 from distloop.config import PortTakenError, PreflightError, Stopped
 from distloop.launcher import agreement, rendezvous
-from distloop.launcher.local import free_ports
+from distloop.launcher.processes import free_ports
 from distloop.launcher.meeting import Ended
 from distloop.launcher.topology import Place, Topology
 

@@ -12,7 +12,6 @@ import errno
 import os
 import selectors
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -21,9 +20,10 @@ from typing import Any, final
 from distloop.config import Stopped
 from distloop.launcher import wire
 from distloop.launcher.agreement import difference
+from distloop.launcher.logs import say
 from distloop.launcher.topology import Place, Topology
 
-_RETRY_SECS, _TICK_SECS = 0.3, 0.1
+_RETRY_SECS, _TICK_SECS = 0.2, 0.1
 _QUIET_SECS = 3  # before a person is told whom this host waits for
 _NAMED = 8  # missing hosts in one message
 
@@ -149,7 +149,7 @@ class Meeting:
                 self._lose(connection, late)
             self._wait()
             if now > say_next and said != (said := self.missing()):
-                print(f"distloop: waiting for {said}; for {begin + limit_secs - now:.0f} s at most.", file=sys.stderr)
+                say(f"waiting for {said}; for {begin + limit_secs - now:.0f} s at most.")
                 say_next = now + _QUIET_SECS
 
     def _missing(self) -> list[_Peer]:
@@ -167,7 +167,7 @@ class Meeting:
                 peer.address, peer.tries = _text(address), peer.tries + 1
                 peer.dialled = self._keep(wire.Connection(wire.dial(family, address), index))
                 peer.dialled.say({"hello": self._hello})
-            except OSError as error:
+            except (OSError, UnicodeError) as error:
                 peer.problem = wire.problem(error)
                 # A resolver that takes its time takes it from those who dial this host.
                 peer.retry = time.monotonic() + max(_RETRY_SECS, 4 * (time.monotonic() - now))
