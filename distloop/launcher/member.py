@@ -13,11 +13,10 @@ from distloop.config import PeerLostError
 from distloop.launcher import processes, report
 from distloop.launcher.beacon import VARIABLE as BEACON
 from distloop.launcher.beacon import Beacon
+from distloop.launcher.error_record import VARIABLE as ERROR_FILE
 from distloop.launcher.logs import Console, Log, open_terminal, tail
 from distloop.launcher.plan import Worker
 from distloop.launcher.report import Failure
-
-ERROR_FILE = "DISTLOOP_ERROR_FILE"  # the variable that says where a worker writes the record of its error
 
 
 @dataclass

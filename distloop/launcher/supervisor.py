@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distloop.launcher import member, policy, processes, report
+from distloop.launcher.fault import VARIABLE as FAULT
 from distloop.launcher.fault import Fault
 from distloop.launcher.group import Group
 from distloop.launcher.interrupts import Interrupts
@@ -78,7 +79,7 @@ def _attempt(
     def start(position: int) -> member.Member:
         worker = plan[position]
         alone = settings.console == "chief" and worker.rank == 0
-        added = {"DISTLOOP_FAULT": f"{fault.step}:{fault.kind}"} if fault and fault.rank == worker.rank else {}
+        added = {FAULT: f"{fault.step}:{fault.kind}"} if fault and fault.rank == worker.rank else {}
         path = _log_path(settings, worker, number)
         return member.start(
             worker,
