@@ -44,9 +44,8 @@ def run_main() -> None:
     define(flags.DEFINE_string, "report", None, "file that gets the cause of a failure, too")
     define(flags.DEFINE_boolean, "dry_run", False, "print the commands of this host's workers and start nothing")
     own = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
-    define(
-        flags.DEFINE_enum, "emit", None, "print a file that starts the run elsewhere", enum_values=emit_settings.KINDS
-    )
+    kinds = emit_settings.KINDS
+    define(flags.DEFINE_enum, "emit", None, "print a file that starts the run elsewhere", enum_values=kinds)
     for setting in fields(emit_settings.Settings):
         kind = flags.DEFINE_integer if isinstance(setting.default, int) else flags.DEFINE_string
         define(kind, setting.name, setting.default, f"with --emit: {setting.metadata['help']}")
@@ -130,7 +129,7 @@ def _emit(command: Sequence[str], run_flags: Sequence[str]) -> int:
     from distloop.launcher.emit import emit  # which few runs need
 
     values = flags.FLAGS
-    settings = {setting.name: values[setting.name].value for setting in fields(emit_settings.Settings)}
+    settings: dict[str, Any] = {setting.name: values[setting.name].value for setting in fields(emit_settings.Settings)}
     text = emit(
         values.emit,
         emit_settings.Settings(**settings),
