@@ -23,6 +23,8 @@ FLOORS = {
     "launcher.beacon": 0,
     "launcher.topology": 0,
     "launcher.plan": 0,
+    "launcher.slurm": 0,
+    "launcher.devices": 0,
     "launcher.emit_settings": 0,
     "launcher.manifests": 0,
     "launcher.emit": 0,
