@@ -30,6 +30,10 @@ class PreflightError(RuntimeError):
     exit_code = 69  # EX_UNAVAILABLE
 
 
+class PortTakenError(PreflightError):
+    """Report that another process has the port of this worker."""
+
+
 class PeerLostError(RuntimeError):
     """Report that this worker ended because another one did, which has the true error."""
 
@@ -231,8 +235,9 @@ def shaping_settings(config: RunConfig) -> dict[str, Any]:
 def check_address(address: str, name: str) -> None:
     """Raise UsageError unless `address` (called `name` in the message) is host:port."""
     host, _, port = address.rpartition(":")
-    if not (host and "/" not in host and port.isdecimal() and 0 < int(port) < 2**16):
-        raise UsageError(f"{name} is {address!r}; expected host:port, such as localhost:5050.")
+    is_host = host and "/" not in host and (":" not in host or (host[0] == "[" and host[-1] == "]"))
+    if not (is_host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise UsageError(f"{name} is {address!r}; expected host:port, such as localhost:5050 or [::1]:5050.")
 
 
 def shaping_differences(config: RunConfig, other: dict[str, Any]) -> list[str]:

@@ -43,6 +43,7 @@ def train(
         return summary
     life = Lifecycle(workers)
     with life.recording_errors(folder):
+        cluster.check_own_address(workers)
         strategy = startup.start_strategy(task, config, workers)
         with life.listening() as stop:
             setup = startup.set_up(task, config, folder, workers, *strategy)
@@ -148,6 +149,7 @@ def evaluate(task: Task | str | None, config: RunConfig) -> dict[str, float]:
     folder = workdir.check(config)
     workers = cluster.from_tf_config(os.environ.get("TF_CONFIG"))
     life = Lifecycle(workers)
+    cluster.check_own_address(workers)
     strategy = startup.start_strategy(task, config, workers)
     with life.listening() as stop:
         setup = startup.set_up(task, config, folder, workers, *strategy)

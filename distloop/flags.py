@@ -21,7 +21,7 @@ from distloop.config import (
     StorageError,
     UsageError,
 )
-from distloop.launcher import data_service, local
+from distloop.launcher import data_service
 
 
 def define_config_flags() -> None:
@@ -52,15 +52,6 @@ def export_main() -> None:
     _define(flags.DEFINE_boolean, "averaged", False, "the moving averages of the weights (see --ema_momentum)")
     _define(flags.DEFINE_string, "part", None, "name in State of the model to write (default: all, each by its name)")
     _run(_export, advice="See --help.")
-
-
-def local_main() -> None:
-    """Run `distloop-local` and `python -m launch.local`: a command in several processes on this machine."""
-    _define(flags.DEFINE_integer, "workers", 2, "number of processes")
-    _run(
-        lambda arguments: local.run(arguments, workers=flags.FLAGS.workers),
-        advice="Flags of the training go behind --, as in python -m launch.local --workers=2 -- --task=mnist_cnn.",
-    )
 
 
 def data_service_main() -> None:

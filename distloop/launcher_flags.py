@@ -11,6 +11,7 @@ from absl import flags
 from distloop.config import PreflightError, UsageError
 from distloop.launcher import plan, supervisor, watchdog
 from distloop.launcher.fault import parse_faults
+from distloop.launcher.logs import say
 from distloop.launcher.processes import free_ports
 from distloop.launcher.topology import Place, Topology
 
@@ -57,10 +58,10 @@ def _run(main: Callable[[Sequence[str]], int]) -> None:
             raise UsageError(f"unexpected argument {rest[1]!r}; the command goes behind --, as in {_EXAMPLE}.")
         sys.exit(main(command))
     except flags.Error as error:
-        _say(f"{str(error).rstrip('.')}. See --help.")
+        say(f"{str(error).rstrip('.')}. See --help.")
         sys.exit(UsageError.exit_code)
     except (UsageError, PreflightError) as error:
-        _say(str(error))
+        say(str(error))
         sys.exit(error.exit_code)
 
 
@@ -106,7 +107,3 @@ def _flag_of(command: Sequence[str], name: str) -> str | None:
         if word.startswith("-") and flag == name:
             found = value if given else following
     return found
-
-
-def _say(sentence: str) -> None:
-    print(f"distloop: {sentence}", file=sys.stderr, flush=True)

@@ -72,7 +72,7 @@ def _multiworker(cluster: Cluster, replicas: int | None) -> tf.distribute.Strate
     if cluster.num_workers == 1:
         raise UsageError(
             "strategy is multiworker, but there is no TF_CONFIG with several workers; "
-            "start it with python -m launch.local --workers=2 -- ..., or use --strategy=mirrored."
+            "start it with python -m launch.run --workers=2 -- ..., or use --strategy=mirrored."
         )
     gpus = len(tf.config.list_physical_devices("GPU"))
     if gpus and replicas not in (None, gpus):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import final
 
 from distloop.cluster import Cluster, to_tf_config
-from distloop.launcher.local import free_ports
+from distloop.launcher.processes import free_ports
 from tests.zygote import Zygote
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +114,11 @@ def start_workers(arguments: Sequence[str], *, workers: int, fresh: bool = False
     addresses = tuple(f"127.0.0.1:{port}" for port in free_ports(workers))
     configs = [to_tf_config(Cluster(addresses, index)) for index in range(workers)]
     return [start(arguments, fresh=fresh, TF_CONFIG=config, **environment) for config in configs]
+
+
+def supervised(*arguments: str, workers: int, flags: Sequence[str] = ()) -> list[str]:
+    """Return the arguments that run `python <arguments>` in several workers under a supervisor with these `flags`."""
+    return ["-m", "launch.run", f"--workers={workers}", *flags, "--", sys.executable, *arguments]
 
 
 def run_workers(

@@ -5,11 +5,9 @@ import json
 import os
 import pty
 import re
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ import tensorflow as tf
 
 from distloop.cluster import Cluster, to_tf_config
 from distloop.datasets import SAMPLE_DIR
-from distloop.launcher.local import free_ports
+from distloop.launcher.processes import free_ports
 from distloop.metrics import TIMES
 from distloop.workdir import write_json
 from tests import harness
@@ -103,19 +101,6 @@ def test_a_workdir_of_another_run_is_left_alone(tmp_path):
     assert code == 64
     assert "holds another run (task='mnist_tutorial' there, 'mnist_cnn' here;" in err
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (["--workers=2", "--task=mnist_cnn"], "Unknown command line flag 'task'. Flags of the training go behind --,"),
-        (["--workers=0", "--", "--task=mnist_cnn"], "workers is 0; expected at least 1."),
-    ],
-)
-def test_the_local_launcher_refuses_what_it_cannot_start(flags, sentence):
-    code, _, err = harness.run("-m", "launch.local", *flags, fresh=True)
-    assert code == 64
-    assert sentence in err
 
 
 def test_help_lists_the_flags():
@@ -260,8 +245,8 @@ def test_a_killed_run_goes_on_to_the_same_bits_with_the_same_command(tmp_path):
     ):
         assert code == 0, out + err
 
-    command = ("-m", "launch.local", "--workers=2", "--", *settings)
-    process = harness.start([*command, f"--workdir={tmp_path / 'killed'}"], fresh=True)
+    command = harness.supervised("-m", "distloop", *settings, f"--workdir={tmp_path / 'killed'}", workers=2)
+    process = harness.start(command, fresh=True)
     checkpoints = tmp_path / "killed/checkpoints"
     limit = time.monotonic() + 120
     while not any(checkpoints.glob("step_*/checkpoint.json")):
@@ -271,58 +256,13 @@ def test_a_killed_run_goes_on_to_the_same_bits_with_the_same_command(tmp_path):
     harness.kill(process)  # the launcher too: its workers must follow
     harness.finish(process)
     assert not (tmp_path / "killed/summary.json").exists()
-    code, out, err = harness.run(*command, f"--workdir={tmp_path / 'killed'}", fresh=True)
+    code, out, err = harness.run(*command, fresh=True)
     assert code == 0, out + err
     assert "resumed after" in out
     expected = checkpoint(tmp_path / "whole")
     for name, value in checkpoint(tmp_path / "killed").items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
     assert without_timing(tmp_path / "killed") == without_timing(tmp_path / "whole")
-
-
-def test_the_death_of_one_worker_ends_all_with_its_exit_code(tmp_path):
-    began = time.monotonic()
-    code, out, err = harness.run(
-        *("-m", "launch.local", "--workers=2", "--", "--task=tests.own_task:dies_on_worker_1", "--global_batch_size=4"),
-        f"--workdir={tmp_path / 'run'}",
-        fresh=True,
-    )
-    assert code == 128 + signal.SIGKILL, out + err
-    assert err.endswith("distloop: worker 1 was killed by SIGKILL; the others are stopped.\n")
-    assert time.monotonic() - began < 60  # TensorFlow alone would wait for an hour
-    assert not (tmp_path / "run").exists()
-
-
-def workers_alive(marker):
-    found = []
-    for command in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it has just ended
-            found.extend([command] if marker in command.read_text() else [])
-    return found
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_no_worker_outlives_its_launcher(tmp_path, number):
-    marker = f"--workdir={tmp_path / 'run'}"
-    process = harness.start(
-        ["-m", "launch.local", "--workers=2", "--", *TOY, "--train_steps=100000000", marker], fresh=True
-    )
-    try:
-        limit = time.monotonic() + 120
-        while not (tmp_path / "run/metrics.jsonl").exists() and time.monotonic() < limit and process.poll() is None:
-            time.sleep(0.05)
-        assert len(workers_alive(marker)) == 3
-        os.kill(process.pid, number)
-        code, _, _ = harness.finish(process, limit_secs=60)
-    finally:
-        harness.kill(process)
-    # A signal that can be passed on stops the workers with a checkpoint.
-    assert code == (-number if number == signal.SIGKILL else 143)
-    assert list((tmp_path / "run/checkpoints").glob("step_*")) if number != signal.SIGKILL else True
-    limit = time.monotonic() + 10
-    while workers_alive(marker) and time.monotonic() < limit:
-        time.sleep(0.05)
-    assert workers_alive(marker) == []
 
 
 def test_prepared_data_of_another_folder_is_read(tmp_path):

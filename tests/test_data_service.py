@@ -50,7 +50,7 @@ def test_killing_a_service_worker_loses_no_example_of_two_training_processes(ser
     metrics = tmp_path / "run" / "metrics.jsonl"
     flags = ["--task=tests.own_task:counts_examples", f"--global_batch_size={BATCH}", f"--epochs={EPOCHS}"]
     flags += ["--steps_per_call=1", f"--data_service={address}", f"--workdir={metrics.parent}"]
-    training = harness.start(["-m", "launch.local", "--workers=2", "--", *flags])
+    training = harness.start(harness.supervised("-m", "distloop", *flags, workers=2))
     try:
         wait_until(lambda: len(lines(metrics)) > STEPS, training)
         _, worker, _ = children(serving.pid)

@@ -12,7 +12,7 @@ import pytest
 
 from distloop import State, Task, train
 from distloop.config import RunConfig
-from distloop.launcher.local import free_ports
+from distloop.launcher.processes import free_ports
 from tests import harness, streams, toy
 
 README = (harness.ROOT / "README.md").read_text()

@@ -49,7 +49,9 @@ def expected(workdir, *, averaged=False, step=None):
 @pytest.mark.slow
 def test_models_of_any_strategy_say_the_same_in_a_process_without_distloop(runs, tmp_path):
     flags = [f"--{name}={value}" for name, value in SETTINGS.items()]
-    code, out, err = harness.run("-m", "launch.local", "--workers=2", "--", *flags, f"--workdir={runs / 'two'}")
+    code, out, err = harness.run(
+        *harness.supervised("-m", "distloop", *flags, f"--workdir={runs / 'two'}", workers=2), fresh=True
+    )
     assert code == 0, out + err
     made = {}
     for run, averaged, name in (

@@ -105,14 +105,6 @@ def test_the_error_of_one_worker_is_recorded_as_the_cause_and_those_of_the_other
     assert "no more disks" in ended[1][2]
 
 
-def test_the_launcher_exits_with_the_code_of_the_cause(tmp_path):
-    command = ["-m", "launch.local", "--workers=2", "--", "--task=tests.own_task:fails_on_worker_1"]
-    code, out, err = harness.run(*command, "--global_batch_size=4", f"--workdir={tmp_path / 'run'}", fresh=True)
-    assert code == 1, out + err
-    assert "distloop: worker 1 ended with exit code 1; the others are stopped." in err
-    assert [record["worker"] for record in errors_of(tmp_path / "run") if not record["collateral"]] == [1]
-
-
 def test_a_run_that_is_stopped_before_its_first_step_ends_at_once(tmp_path):
     process = harness.start(
         ["-m", "distloop", "--task=tests.stop_task:stops_in_build", f"--workdir={tmp_path / 'run'}"]

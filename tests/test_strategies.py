@@ -32,7 +32,7 @@ def test_auto_picks_from_what_is_there(cluster, replicas, chosen):
             "multiworker",
             ALONE,
             None,
-            "there is no TF_CONFIG with several workers; start it with python -m launch.local",
+            "there is no TF_CONFIG with several workers; start it with python -m launch.run",
         ),
         ("tpu", ALONE, None, "strategy is tpu, but there is no TPU here"),
     ],

@@ -1,15 +1,12 @@
 """A tf.data service on this machine: its dispatcher and workers, each a process of its own. Imports no TensorFlow."""
 
-import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 
 from distloop.config import UsageError, check_address
-from distloop.launcher.local import die_with_parent, free_ports
+from distloop.launcher import processes
 
 _CONNECT_SECS = 10
 
@@ -29,21 +26,21 @@ def run(*, workers: int, port: int, host: str, dispatcher: str | None) -> int:
     elif port:
         _check_port(port)
     names: dict[int, str] = {}  # of the running processes, by their ids
-    with _killed_at_exit() as processes:
+    with processes.killed_at_exit() as started:
 
         def start(name: str, *arguments: str) -> subprocess.Popen[bytes]:
             process = _start(*arguments)
-            processes.append(process)
+            started.append(process)
             names[process.pid] = name
             return process
 
         if dispatcher is None:
-            port = port or free_ports(1)[0]  # known before the dispatcher serves, so that all start together
+            port = port or processes.free_ports(1)[0]  # known before the dispatcher serves, so that all start together
             dispatcher = f"{host}:{port}"
             start("the dispatcher", "dispatcher", str(port))
         for index in range(workers):
             start(f"worker {index}", "worker", dispatcher, host)
-        for process in list(processes):
+        for process in list(started):
             if not _serves(process):
                 return process.wait()
         print(f"tf.data service with {workers} workers: train with --data_service={dispatcher}", flush=True)
@@ -56,25 +53,6 @@ def run(*, workers: int, port: int, host: str, dispatcher: str | None) -> int:
             if name is not None:
                 print(f"distloop: {name} {how}; it is started again.", file=sys.stderr, flush=True)
                 start(name, "worker", dispatcher, host)
-
-
-@contextlib.contextmanager
-def _killed_at_exit() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Kill the processes put into the list when the block ends, also by SIGINT or SIGTERM to this process."""
-    processes: list[subprocess.Popen[bytes]] = []
-
-    def stop(number: int, _: object) -> None:
-        sys.exit(128 + number)
-
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield processes
-    finally:
-        for process in processes:
-            process.kill()  # which first looks whether it has ended
-            process.wait()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _check_port(port: int) -> None:
@@ -100,13 +78,8 @@ def _check_dispatcher(address: str) -> None:
 
 
 def _start(*arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "distloop.data_server", *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=die_with_parent,
-    )
+    command = [sys.executable, "-m", "distloop.data_server", *arguments]
+    return processes.start(command, environment=os.environ, output=subprocess.PIPE, errors=None)
 
 
 def _serves(process: subprocess.Popen[bytes]) -> bool:
@@ -119,6 +92,4 @@ def _next_end() -> tuple[int, str, int]:
     """Wait for any child to end; return its id, how it ended, and an exit code."""
     pid, status = os.wait()
     code = os.waitstatus_to_exitcode(status)
-    if code < 0:
-        return pid, f"was killed by {signal.Signals(-code).name}", 128 - code
-    return pid, f"ended with exit code {code}", code
+    return pid, processes.how(code), processes.exit_code(code)

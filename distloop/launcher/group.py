@@ -4,7 +4,6 @@ import contextlib
 import os
 import selectors
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import final
@@ -13,7 +12,7 @@ from distloop.config import NotFiniteError, Stopped
 from distloop.launcher import member as members_lib
 from distloop.launcher import processes, report
 from distloop.launcher.interrupts import Interrupts
-from distloop.launcher.logs import Log
+from distloop.launcher.logs import Log, say
 from distloop.launcher.member import Member
 from distloop.launcher.policy import Ending
 from distloop.launcher.report import Failure
@@ -21,7 +20,8 @@ from distloop.launcher.watchdog import Watchdog
 
 HUNG_CODE = 124  # as timeout(1) says
 _ALIKE = (Stopped.exit_code, NotFiniteError.exit_code)  # all workers end so, once each is done
-_POLL_SECS = 0.05
+_POLL_SECS = 0.1
+_GATHER_SECS = 0.01  # many lines cost one round, not one each
 _DUMP_SECS = 0.3  # for the workers' stacks to be written
 _CAUSE_SECS = 0.6  # more for the true cause to show, when a worker has ended because of another one
 
@@ -63,7 +63,7 @@ class Group:
 
     def __exit__(self, *_: object) -> None:
         for pid in processes.kill_all([member.process for member in self._members]):
-            _say(f"process {pid} could not be killed: it may be in a driver or on a disk that does not answer.")
+            say(f"process {pid} could not be killed: it may be in a driver or on a disk that does not answer.")
         for member in self._members:
             member.close()
         self._selector.close()
@@ -95,6 +95,7 @@ class Group:
     def _wait(self, seconds: float) -> None:
         for key, _ in self._selector.select(seconds):
             key.data()
+        time.sleep(_GATHER_SECS)
         if self._interrupts.first and self._deadline is None:
             self._ask_to_stop(self._interrupts.first)
         for member in self._members:
@@ -121,7 +122,7 @@ class Group:
 
     def _ask_to_stop(self, number: int) -> None:
         self._deadline = time.monotonic() + self._grace_secs
-        _say(f"{signal.Signals(number).name}: the workers are asked to stop, within {self._grace_secs:g} s (--grace).")
+        say(f"{signal.Signals(number).name}: the workers are asked to stop, within {self._grace_secs:g} s (--grace).")
         for member in self._running():
             if member.attached:
                 member.beacon.ask_to_stop()  # a signal could be kept from the worker by a wrapper around it
@@ -134,7 +135,7 @@ class Group:
         late = time.monotonic() > self._deadline
         if late:
             ranks = ", ".join(str(member.rank) for member in self._running())
-            _say(f"rank {ranks} did not stop within {self._grace_secs:g} s and is killed.")
+            say(f"rank {ranks} did not stop within {self._grace_secs:g} s and is killed.")
         return late or self._interrupts.count > 1
 
     def _settle(self, seconds: float, *, until: Callable[[], bool] = lambda: False) -> None:
@@ -194,7 +195,3 @@ class Group:
             retry=failure is not None and (failure.error or "").startswith("PortTakenError"),
             killed=killed,
         )
-
-
-def _say(sentence: str) -> None:
-    print(f"distloop: {sentence}", file=sys.stderr, flush=True)

@@ -1,9 +1,13 @@
 """What workers write: every byte to a file of its own, and whole lines to the console."""
 
-import contextlib
+import fcntl
 import os
+import pty
 import re
+import select
+import struct
 import sys
+import termios
 from collections.abc import Mapping
 from pathlib import Path
 from typing import final
@@ -12,6 +16,7 @@ _CHUNK = 1 << 16
 _LONGEST_LINE = 1 << 16  # on the console; a longer one is shown in parts
 _COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)  # of ANSI: cyan, yellow, magenta, green, blue, and brighter
 _TAIL_BYTES = 1 << 15
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")  # ANSI: colours, and moves of the cursor
 
 
 @final
@@ -27,9 +32,13 @@ class Console:
         prefix = "" if rank is None else f"[rank {rank}] "
         if prefix and self._coloured:
             prefix = f"\x1b[{_COLOURS[(rank or 0) % len(_COLOURS)]}m{prefix}\x1b[0m"
+        self.write(f"{prefix}{text}\n".encode(errors="replace"))
+
+    def write(self, data: bytes) -> None:
+        """Print bytes as they are."""
         if self._open:
             try:
-                sys.stdout.buffer.write(f"{prefix}{text}\n".encode(errors="replace"))
+                sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
             except BrokenPipeError:  # the reader has gone, as `| head` does; the run goes on and has its logs
                 self._open = False
@@ -45,35 +54,41 @@ class Lines:
 
     def feed(self, data: bytes) -> list[str]:
         """Return the lines that are whole now."""
-        *whole, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > _LONGEST_LINE:
-            # Of a progress bar only its newest state matters.
-            self._rest = self._rest.rpartition(b"\r")[2] or self._rest
-        while len(self._rest) > _LONGEST_LINE:
-            whole.append(self._rest[:_LONGEST_LINE])
-            self._rest = self._rest[_LONGEST_LINE:]
-        return [_visible(line) for line in whole]
+        *whole, rest = (self._rest + data).split(b"\n")
+        # Of a progress bar, which may never end its line, only the newest state matters.
+        rest = rest[max(0, rest.rstrip(b"\r").rfind(b"\r")) :]
+        complete = len(rest) // _LONGEST_LINE * _LONGEST_LINE
+        self._rest = rest[complete:]
+        return [part for line in (*whole, *([rest[:complete]] if complete else [])) for part in _visible(line)]
 
     def end(self) -> list[str]:
         """Return the line that was never ended, if there is one."""
         rest, self._rest = self._rest, b""
-        return [_visible(rest)] if rest else []
+        return _visible(rest) if rest else []
 
 
-def _visible(line: bytes) -> str:
-    return line.rstrip(b"\r").rpartition(b"\r")[2].decode(errors="replace")
+def _visible(line: bytes) -> list[str]:
+    line = line.rstrip(b"\r").rpartition(b"\r")[2]
+    begins = range(0, max(1, len(line)), _LONGEST_LINE)
+    return [line[begin : begin + _LONGEST_LINE].decode(errors="replace") for begin in begins]
 
 
 @final
 class Log:
-    """The output of one worker in one attempt, read from `descriptor`; lines go to `console`, if it is given."""
+    """The output of one worker in one attempt, read from `descriptor`; lines go to `console`, if it is given.
 
-    def __init__(self, path: Path, descriptor: int, console: Console | None, *, rank: int | None) -> None:
+    With `terminal` the worker has one for itself alone (`open_terminal`) and may move in it, as progress bars do: all
+    bytes go to the console, and the log gets the lines that stay.
+    """
+
+    def __init__(
+        self, path: Path, descriptor: int, console: Console | None, *, rank: int | None, terminal: bool = False
+    ) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.descriptor = descriptor
         self._file = path.open("wb", buffering=0)
-        self._lines, self._console, self._rank = Lines(), console, rank
+        self._lines, self._console, self._rank, self._terminal = Lines(), console, rank, terminal
         os.set_blocking(descriptor, False)
 
     def pump(self) -> bool:
@@ -84,27 +99,48 @@ class Log:
             return True
         except OSError:  # a terminal whose other side is closed
             data = b""
-        self._file.write(data)
+        if self._terminal:
+            assert self._console is not None
+            self._console.write(data)
+        else:
+            self._file.write(data)
         self._show(self._lines.feed(data))
         return bool(data)
 
     def close(self) -> None:
         """Take the rest and end."""
-        with contextlib.suppress(BlockingIOError):
-            while self._has_more():
-                pass
+        while select.select([self.descriptor], [], [], 0)[0] and self.pump():
+            pass
         self._show(self._lines.end())
         self._file.close()
         os.close(self.descriptor)
 
-    def _has_more(self) -> bool:
-        before = self._file.tell()
-        return self.pump() and self._file.tell() > before
-
     def _show(self, lines: list[str]) -> None:
-        for line in lines if self._console else ():
-            assert self._console is not None
-            self._console.line(line, rank=self._rank)
+        for line in lines:
+            if self._terminal:
+                self._file.write(_CONTROL.sub("", line).encode() + b"\n")
+            elif self._console is not None:
+                self._console.line(line, rank=self._rank)
+
+
+def open_terminal() -> tuple[int, int]:
+    """Return the two ends of a terminal of the size of this one; what is written to the second is read from the first.
+
+    A pipe would keep a worker from showing its progress bar.
+    """
+    reader, writer = pty.openpty()
+    modes = termios.tcgetattr(writer)
+    modes[1] &= ~termios.OPOST  # our own terminal makes carriage returns of line feeds
+    termios.tcsetattr(writer, termios.TCSANOW, modes)
+    columns, lines = os.get_terminal_size(sys.stdout.fileno())
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+    return reader, writer
+
+
+def say(sentence: str) -> None:
+    """Print a line of the supervisor's own to stderr."""
+    start = "\r\x1b[K" if sys.stderr.isatty() else ""  # a worker's progress bar may stand there
+    print(f"{start}distloop: {sentence}", file=sys.stderr, flush=True)
 
 
 def next_attempt(folder: Path) -> int:

@@ -13,7 +13,7 @@ from distloop.config import PeerLostError
 from distloop.launcher import processes, report
 from distloop.launcher.beacon import VARIABLE as BEACON
 from distloop.launcher.beacon import Beacon
-from distloop.launcher.logs import Console, Log, tail
+from distloop.launcher.logs import Console, Log, open_terminal, tail
 from distloop.launcher.plan import Worker
 from distloop.launcher.report import Failure
 
@@ -51,13 +51,19 @@ class Member:
 
 
 def start(
-    worker: Worker, added: Mapping[str, str], log_path: Path, console: Console | None, *, prefixed: bool
+    worker: Worker,
+    added: Mapping[str, str],
+    log_path: Path,
+    console: Console | None,
+    *,
+    prefixed: bool,
+    terminal: bool,
 ) -> Member:
-    """Start a worker with the environment of this process, changed by the plan and by `added`."""
+    """Start a worker with the environment of this process, changed by the plan and by `added`; see `Log`."""
     beacon = Beacon.create()
-    reader, writer = os.pipe()
+    reader, writer = open_terminal() if terminal else os.pipe()
     error_file = log_path.with_suffix(".error.json")
-    log = Log(log_path, reader, console, rank=worker.rank if prefixed else None)
+    log = Log(log_path, reader, console, rank=worker.rank if prefixed else None, terminal=terminal)
     settings = {"PYTHONUNBUFFERED": "1", **os.environ, **worker.environment, **added}  # a killed worker cannot flush
     settings |= {BEACON: str(beacon.descriptor), ERROR_FILE: str(error_file)}
     environment = {name: value for name, value in settings.items() if value is not None}

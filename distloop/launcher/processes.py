@@ -9,7 +9,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 KILL_SECS = 10  # for a killed process to be gone; one in an uninterruptible system call is not
@@ -19,10 +18,11 @@ def start(
     command: Sequence[str],
     *,
     environment: Mapping[str, str],
-    output: int | IO[bytes],
+    output: int,
+    errors: int | None = subprocess.STDOUT,
     descriptors: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a process as the leader of a session of its own, with stdout and stderr in `output`.
+    """Start a process as the leader of a session of its own; `output` and `errors` are as for `subprocess`.
 
     The kernel kills it when this process ends, however that happens; so call this from the main thread, whose end
     counts as that of the process. `descriptors` stay open in it.
@@ -32,7 +32,7 @@ def start(
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=output,
-        stderr=subprocess.STDOUT,
+        stderr=errors,
         pass_fds=descriptors,
         start_new_session=True,
         preexec_fn=_killed_with(os.getpid()),

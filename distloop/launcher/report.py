@@ -39,12 +39,13 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 def text(failure: Failure, *, why_no_restart: str = "") -> str:
     """Return the screen that is printed last: the details first, then who, where and why, then where to read on."""
-    where = f"in {failure.phase}" + ("" if failure.step is None else f" after step {failure.step}")
+    # A program that is not distloop's never tells more than that it was started.
+    where = "" if failure.step is None else f" in {failure.phase} after step {failure.step}"
     return "\n".join(
         line
         for line in (
             failure.details.rstrip(),
-            f"distloop: rank {failure.rank} on {failure.host} {where}: {failure.what}",
+            f"distloop: rank {failure.rank} on {failure.host}{where}: {failure.what}",
             why_no_restart and f"distloop: {why_no_restart}",
             f"distloop: its log is {failure.log}",
         )

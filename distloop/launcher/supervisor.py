@@ -12,7 +12,7 @@ from distloop.launcher import member, policy, processes, report
 from distloop.launcher.fault import Fault
 from distloop.launcher.group import Group
 from distloop.launcher.interrupts import Interrupts
-from distloop.launcher.logs import Console, next_attempt
+from distloop.launcher.logs import Console, next_attempt, say
 from distloop.launcher.plan import Worker
 from distloop.launcher.policy import Ending, Restart
 from distloop.launcher.report import Failure
@@ -58,7 +58,7 @@ def supervise(make_plan: Callable[[], list[Worker]], settings: Settings, *, othe
                 return ending.code
             assert failure is not None
             print(report.text(failure), file=sys.stderr, flush=True)
-            _say(f"all workers start again in {decision.delay:.1f} s.")
+            say(f"all workers start again in {decision.delay:.1f} s.")
             if not _pause(decision.delay, interrupts):
                 return 128 + (interrupts.first or 0)
 
@@ -77,10 +77,17 @@ def _attempt(
 
     def start(position: int) -> member.Member:
         worker = plan[position]
-        shown = settings.console == "all" or (settings.console == "chief" and worker.rank == 0)
+        alone = settings.console == "chief" and worker.rank == 0
         added = {"DISTLOOP_FAULT": f"{fault.step}:{fault.kind}"} if fault and fault.rank == worker.rank else {}
         path = _log_path(settings, worker, number)
-        return member.start(worker, added, path, console if shown else None, prefixed=len(plan) > 1)
+        return member.start(
+            worker,
+            added,
+            path,
+            console if alone or settings.console == "all" else None,
+            prefixed=len(plan) > 1,
+            terminal=alone and sys.stdout.isatty(),
+        )
 
     with Group(start, len(plan), watchdog=watchdog, interrupts=interrupts, grace_secs=settings.grace_secs) as group:
         return group.run()
@@ -105,7 +112,3 @@ def _pause(seconds: float, interrupts: Interrupts) -> bool:
         select.select([interrupts], [], [], left)
         interrupts.clear()
     return interrupts.first is None
-
-
-def _say(sentence: str) -> None:
-    print(f"distloop: {sentence}", file=sys.stderr, flush=True)

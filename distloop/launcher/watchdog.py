@@ -35,29 +35,31 @@ class Watchdog:
     """Look at all workers of this place again and again. `given` are limits by phase that the person has set.
 
     Workers go in step, so they stand still together, and where one is allowed more time, the others wait for it: it is
-    a hang when every worker is beyond its limit, but for those that wait for the others at the end. Workers that no one
-    here sees (`others_elsewhere`) may be in any phase.
+    a hang when nobody moves and every worker is beyond its limit, but for those that wait for the others at the end.
+    Workers that no one here sees (`others_elsewhere`) may be in any phase.
     """
 
     def __init__(self, given: Mapping[str, float], *, others_elsewhere: bool) -> None:
         self._given = given
         self._others_elsewhere = others_elsewhere
         self._longest: dict[str, float] = dict.fromkeys(PHASES, 0.0)
-        self._before: dict[int, Sighting] = {}
+        self.start()
 
     def start(self) -> None:
         """Begin a new attempt; what was learned stays."""
-        self._before = {}
+        self._before: dict[int, Sighting] = {}
+        self._moved = 0.0  # when someone last did
 
     def look(self, sightings: Mapping[int, Sighting], now: float) -> Sequence[int]:
         """Return the ranks that have hung, those furthest behind; none if the group is well."""
         for rank, seen in sightings.items():
             before = self._before.get(rank, seen)
+            self._moved = max(self._moved, seen.changed)
             if seen != before:
                 self._longest[before.phase] = max(self._longest[before.phase], seen.changed - before.changed)
         self._before = dict(sightings)
         awaited = {rank: seen for rank, seen in sightings.items() if seen.phase != "end"} or sightings
-        if not awaited or not all(now - seen.changed > self.limit(seen.phase) for seen in awaited.values()):
+        if not awaited or not all(now - self._moved > self.limit(seen.phase) for seen in awaited.values()):
             return ()
         behind = min(_position(seen) for seen in awaited.values())
         return [rank for rank, seen in awaited.items() if _position(seen) == behind]

@@ -1,0 +1,63 @@
+"""What must be the same on all hosts for them to train together, and in what two of them differ."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distloop.launcher.topology import Topology
+
+_CURES = {
+    "workers": "give every host the same --hosts, --port and --workers",
+    "gpus": "give every host as many GPUs",
+    "command": "start the same command on every host",
+}
+
+
+def facts(command: Sequence[str], topology: Topology, *, gpus: int) -> dict[str, Any]:
+    """Return what must be the same on all hosts: versions, workers, the GPUs of a place, the command's arguments.
+
+    The path of the program and --data_dir are each host's own matter.
+    """
+    from importlib import metadata  # takes 25 ms, which a run on one host does not need
+
+    import distloop
+
+    versions = {"distloop": distloop.__version__, "python": ".".join(map(str, sys.version_info[:3]))}
+    for name in ("tensorflow", "keras"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "none"
+    arguments = [argument for argument in command[1:] if not argument.startswith("--data_dir=")]
+    return {**versions, "workers": list(topology.addresses), "gpus": gpus, "command": arguments}
+
+
+def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], expected: int | None) -> str | None:
+    """Say in what another host differs so that nobody can start; None if in nothing."""
+    here, there = ours["host"], theirs["host"]
+    names = [name for name, value in ours["facts"].items() if theirs["facts"].get(name) != value]
+    if names:
+        pairs = [_apart(theirs["facts"].get(name), ours["facts"][name]) for name in names]
+        said = ", ".join(f"{name} {pair[0]} (host {here}: {pair[1]})" for name, pair in zip(names, pairs, strict=True))
+        return f"host {there} has {said}; {_CURES.get(names[0], 'install the same versions on all hosts')}."
+    if theirs["place"] == ours["place"]:
+        return (
+            f"two hosts, {theirs['machine']} and {ours['machine']}, say that they are number {ours['place']} of "
+            "--hosts; give each its own --host_index."
+        )
+    if expected not in (None, theirs["place"]):
+        return (
+            f"host {there} answers as number {theirs['place']} of --hosts where number {expected} was expected; give "
+            "each host its own --host_index."
+        )
+    return None
+
+
+def _apart(one: Any, other: Any) -> tuple[str, str]:
+    """Return two values as text; of two lists what only one of them has."""
+    if not (isinstance(one, list) and isinstance(other, list)):
+        return str(one), str(other)
+    if sorted(one) == sorted(other):  # in another order
+        return " ".join(one), " ".join(other)
+    only = [" ".join(entry for entry in a if entry not in b) or "nothing" for a, b in ((one, other), (other, one))]
+    return only[0], only[1]
