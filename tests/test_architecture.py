@@ -28,6 +28,8 @@ FLOORS = {
     "launcher.meeting": 0,
     "launcher.agreement": 0,
     "launcher.plan": 0,
+    "launcher.slurm": 0,
+    "launcher.devices": 0,
     "launcher.emit_settings": 0,
     "launcher.manifests": 0,
     "launcher.emit": 0,
