@@ -51,7 +51,7 @@ class Request:
     settings: Settings
     run_flags: tuple[str, ...]
     command: tuple[str, ...]
-    grace_secs: int
+    grace_secs: float
     max_restarts: int
 
     def check(self) -> None:

@@ -4,6 +4,7 @@ Failure rules follow the exit codes of docs/ending.md. Kubernetes looks at them 
 restarts its own workers before.
 """
 
+import math
 from typing import Any
 
 from distloop.config import NotFiniteError, PreflightError, Stopped, UsageError
@@ -125,7 +126,7 @@ def _pod(request: Request, addresses: list[str]) -> dict[str, Any]:
     }
     return {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": request.grace_secs + _WAY_OUT_SECS,
+        "terminationGracePeriodSeconds": math.ceil(request.grace_secs) + _WAY_OUT_SECS,
         "containers": [container],
         "volumes": volumes,
     }
