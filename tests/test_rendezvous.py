@@ -13,8 +13,8 @@ import pytest
 
 from distloop.config import PortTakenError, PreflightError, Stopped
 from distloop.launcher import agreement, rendezvous
-from distloop.launcher.processes import free_ports
 from distloop.launcher.meeting import Ended
+from distloop.launcher.processes import free_ports
 from distloop.launcher.topology import Place, Topology
 
 FACTS = {"tensorflow": "2.21.0", "gpus": 0, "command": ["-m", "launch.train", "--epochs=5"]}
