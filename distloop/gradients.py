@@ -125,7 +125,10 @@ def _reduce(local: LocalResult, factor: tf.Tensor | None) -> tuple[list[Gradient
     floating = [i for i, value in enumerate(local.values) if value.dtype.is_floating]
     statistics = [tf.where(present > 0, tf.cast(local.values[i], tf.float32), 0.0) for i in floating]
     step = current_step()
-    riders = step.riders if step is not None and step.reduced_riders is None else tf.zeros([0])
+    riders = tf.zeros([0])
+    if step is not None and step.reduced_riders is None:
+        riders = step.riders
+        step.mark_part(tf.nest.flatten(local.gradients, expand_composites=True))
     carried = tf.concat([local.sums, riders], axis=0)
     gradients, carried, statistics, holders = all_reduce_sum((local.gradients, carried, statistics, present))
     sums = carried[: local.sums.shape[0]]

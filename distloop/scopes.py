@@ -1,7 +1,7 @@
 """Where what Keras layers write in a step goes: kept as values within a loss function, refused outside of one."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, final
 
@@ -44,11 +44,18 @@ class StepScope(keras.StatelessScope):
     move theirs alike, and what the step itself assigns, such as the weights of a mean teacher.
     """
 
-    def __init__(self, values: Sequence[tuple[keras.Variable, Any]] = (), *, riders: tf.Tensor) -> None:
+    def __init__(
+        self,
+        values: Sequence[tuple[keras.Variable, Any]] = (),
+        *,
+        riders: tf.Tensor,
+        mark_part: Callable[[Sequence[tf.Tensor]], None],
+    ) -> None:
         super().__init__(state_mapping=values)
         self.has_unnamed_minimize = False
-        self.riders = riders  # what the host adds to the step's reduction, `[n]` float32,
-        self.reduced_riders: tf.Tensor | None = None  # and its sum over replicas, once a reduction has taken it
+        self.riders = riders  # what the host adds to the step's first reduction, `[n]` float32,
+        self.reduced_riders: tf.Tensor | None = None  # its sum over replicas, once a reduction has taken it,
+        self.mark_part = mark_part  # and what to tell before it: all that this replica has computed for it
 
     def __enter__(self) -> "StepScope":
         self._token = _current.set(self)

@@ -15,6 +15,7 @@ from distloop.config import UsageError
 from distloop.data import untuned
 from distloop.metrics import Metric
 from distloop.pipeline import explain
+from distloop.position import Position
 from distloop.scopes import StepScope
 from distloop.task import Batch, State, StepFn, named_variables
 
@@ -37,6 +38,7 @@ class CompiledSteps:
     """Run a step many times in one call. `metrics` say what its sums mean."""
 
     metrics: Mapping[str, Metric]
+    position: Position
     _call: Any
     _iterator: Iterator[Batch]
 
@@ -55,6 +57,7 @@ class CompiledSteps:
                 f"the data stopped with {cause[0].rstrip('.')}; every example must have the structure and the shapes "
                 "of the first."
             ) from error
+        self.position.steps += int(steps.numpy())
         rows, examples, width = gathered.shape
         stopped, waited = riders.numpy().tolist()
         return CallResult(
@@ -85,14 +88,18 @@ def compile_steps(
     with untuned():
         iterator = iter(dataset)
     metrics: dict[str, Metric] = {}
+    position = Position(strategy)
 
     def replica_step(batch: Batch, riders: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         # Within the scope a step reads the averages in place of the weights, if it evaluates.
-        scope = StepScope([] if training else list(state.averages.values()), riders=riders)
+        averages = [] if training else list(state.averages.values())
+        scope = StepScope(averages, riders=riders, mark_part=position.mark_part)
         with tf.variable_creator_scope(_refuse_variable), scope:
             found = _call_user(step_fn, state, batch)
         found = _check_training(found) if training else {**found, COUNTED: _count(batch)}
         metrics.update(found)
+        if scope.reduced_riders is None:
+            position.mark_part([part for metric in found.values() for part in metric.parts])
         summed = {name: metric for name, metric in found.items() if not metric.gathered}
         packed, riders = metrics_lib.reduce_and_pack(summed, riders, scope.reduced_riders)
         return packed, metrics_lib.pack_gathered(found), riders
@@ -101,7 +108,7 @@ def compile_steps(
         def one_step(
             index: tf.Tensor, sums: tf.Tensor, rows: tf.TensorArray, first_bad: tf.Tensor, total: tf.Tensor
         ) -> Any:
-            batch, waited = _next(iterator)
+            batch, waited = _next(iterator, position)
             results = strategy.run(replica_step, args=(batch, tf.stack([stop.read_value(), waited])))
             if training:
                 state.step.assign_add(1)
@@ -127,7 +134,7 @@ def compile_steps(
     # Without AutoGraph, a user's error keeps its type and points at the user's line. This costs `if tensor:` in a step.
     compiled: Any = tf.function(call, autograph=False)
     compiled.get_concrete_function(iterator, tf.TensorSpec([], tf.int32))
-    return CompiledSteps(metrics, compiled, iterator)
+    return CompiledSteps(metrics, position, compiled, iterator)
 
 
 def separate_seeds(strategy: tf.distribute.Strategy, state: State) -> None:
@@ -164,18 +171,18 @@ def held(strategy: tf.distribute.Strategy, state: State) -> Callable[[], None]:
     return put_back
 
 
-def _next(iterator: Iterator[Batch]) -> tuple[Batch, tf.Tensor]:
+def _next(iterator: Iterator[Batch], position: Position) -> tuple[Batch, tf.Tensor]:
     """Return the next batch of each local replica, and the seconds that it took to come, float32.
 
     NaN with `--deterministic`, under which TensorFlow refuses to look at the clock.
     """
-    if is_op_determinism_enabled():
-        return next(iterator), tf.constant(np.nan)
-    began = tf.timestamp()
-    with tf.control_dependencies([began]):
+    measured = not is_op_determinism_enabled()
+    began = tf.timestamp() if measured else tf.constant(np.nan, tf.float64)
+    with tf.control_dependencies([began, position.mark()]):
         batch = next(iterator)
-    with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
-        return batch, tf.cast(tf.timestamp() - began, tf.float32)
+    parts = tf.nest.flatten(batch, expand_composites=True)
+    with tf.control_dependencies([position.mark(after=parts)]):
+        return batch, tf.cast((tf.timestamp() if measured else began) - began, tf.float32)
 
 
 def _check_training(metrics: dict[str, Metric]) -> dict[str, Metric]:

@@ -1,4 +1,4 @@
-"""What a worker tells its supervisor all the time, and whether it is asked to stop: 32 bytes of shared memory.
+"""What a worker tells its supervisor all the time, and whether it is asked to stop: 48 bytes of shared memory.
 
 The memory has no name, so nothing is left of it when both are gone. A worker inherits it as a file descriptor, whose
 number is in the variable DISTLOOP_BEACON.
@@ -16,16 +16,19 @@ VARIABLE = "DISTLOOP_BEACON"
 # its batch.
 PHASES = ("import", "setup", "compile", "step", "input", "eval", "save", "end")
 
-_CHANGED, _STEP, _PHASE, _STOP = 0, 8, 16, 24  # offsets; each value is an aligned word, which is never read torn
-_BYTES = 32
+# Offsets; each value is an aligned word, which is never read torn.
+_CHANGED, _STEP, _PHASE, _PROGRESS, _WAITS, _STOP = range(0, 48, 8)
+_BYTES = 48
 
 
 class Sighting(NamedTuple):
-    """Hold what a worker said last. `changed` is the time (CLOCK_MONOTONIC, seconds) at which it began to be so."""
+    """Hold what a worker said last. `changed` is the time (CLOCK_MONOTONIC, seconds) at which it last was news."""
 
     phase: str
     step: int  # the last that is complete
-    changed: float
+    progress: int = 0  # any number that moves with what the worker does within the phase, such as an evaluation's steps
+    waits: bool = False  # it has done its part, and waits for other workers: what holds them all up is elsewhere
+    changed: float = 0.0
 
 
 @final
@@ -50,17 +53,18 @@ class Beacon:
         """Return the one that this process was started with, if it was started by a supervisor."""
         return Beacon(int(environment[VARIABLE])) if VARIABLE in environment else None
 
-    def tell(self, phase: str, step: int) -> None:
-        """Say where this worker is. The time is that of the last change."""
-        before = self.read()
-        if (phase, step) != (before.phase, before.step) or not before.changed:
-            self._write(_STEP, step)
-            self._write(_PHASE, PHASES.index(phase))
+    def tell(self, phase: str, step: int, *, progress: int = 0, waits: bool = False) -> None:
+        """Say where this worker is. The time is that of the last change of anything of it."""
+        said = (phase, step, progress, waits)
+        if said != self.read()[:4] or not self._read(_CHANGED):
+            for offset, value in zip((_PHASE, _STEP, _PROGRESS, _WAITS), (PHASES.index(phase), *said[1:]), strict=True):
+                self._write(offset, value)
             self._write(_CHANGED, time.monotonic_ns())
 
     def read(self) -> Sighting:
         """Return what the worker said last."""
-        return Sighting(PHASES[self._read(_PHASE)], self._read(_STEP), self._read(_CHANGED) / 1e9)
+        phase, step, progress, waits, changed = map(self._read, (_PHASE, _STEP, _PROGRESS, _WAITS, _CHANGED))
+        return Sighting(PHASES[phase], step, progress, bool(waits), changed / 1e9)
 
     def ask_to_stop(self) -> None:
         """Ask the worker to stop with a checkpoint, together with all others."""

@@ -20,7 +20,8 @@ from distloop.launcher.watchdog import Watchdog
 
 HUNG_CODE = 124  # as timeout(1) says
 _ALIKE = (Stopped.exit_code, NotFiniteError.exit_code)  # all workers end so, once each is done
-_POLL_SECS = 0.05
+_POLL_SECS = 0.1
+_GATHER_SECS = 0.01  # many lines cost one round, not one each
 _DUMP_SECS = 0.3  # for the workers' stacks to be written
 _CAUSE_SECS = 0.6  # more for the true cause to show, when a worker has ended because of another one
 
@@ -94,6 +95,7 @@ class Group:
     def _wait(self, seconds: float) -> None:
         for key, _ in self._selector.select(seconds):
             key.data()
+        time.sleep(_GATHER_SECS)
         if self._interrupts.first and self._deadline is None:
             self._ask_to_stop(self._interrupts.first)
         for member in self._members:
