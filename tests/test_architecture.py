@@ -29,6 +29,8 @@ FLOORS = {
     "launcher.agreement": 0,
     "launcher.readiness": 0,
     "launcher.plan": 0,
+    "launcher.slurm": 0,
+    "launcher.devices": 0,
     "launcher.emit_settings": 0,
     "launcher.manifests": 0,
     "launcher.emit": 0,
