@@ -27,6 +27,7 @@ FLOORS = {
     "launcher.rendezvous": 0,
     "launcher.meeting": 0,
     "launcher.agreement": 0,
+    "launcher.readiness": 0,
     "launcher.plan": 0,
     "launcher.slurm": 0,
     "launcher.devices": 0,
