@@ -14,8 +14,8 @@ from distloop.cluster import is_this_machine
 from distloop.config import PreflightError, UsageError
 from distloop.launcher import agreement, devices, emit_settings, plan, supervisor, topology, watchdog
 from distloop.launcher.fault import parse_faults
-from distloop.launcher.logs import say
 from distloop.launcher.processes import free_ports
+from distloop.say import say
 
 _EXAMPLE = "python -m launch.run --workers=2 -- python -m launch.train --task=mnist_cnn --workdir=runs/two"
 

@@ -14,13 +14,14 @@ from distloop.launcher import member, policy, processes, report
 from distloop.launcher.fault import Fault
 from distloop.launcher.group import Group
 from distloop.launcher.interrupts import Interrupts
-from distloop.launcher.logs import Console, next_attempt, say
+from distloop.launcher.logs import Console, next_attempt
 from distloop.launcher.plan import Worker
 from distloop.launcher.policy import Ending, Restart
 from distloop.launcher.rendezvous import Ended, meet, tell_the_end
 from distloop.launcher.report import Failure
 from distloop.launcher.topology import Topology
 from distloop.launcher.watchdog import Watchdog
+from distloop.say import say
 
 JOB = "distloop"  # what supervisors call themselves; of which run they are, their facts say
 _TELL_SECS = 30  # for the other hosts to notice that workers are gone, and to hear why
