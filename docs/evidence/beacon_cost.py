@@ -44,7 +44,9 @@ def main() -> None:
     for _ in range(1000):
         position.read()
     reading = (time.perf_counter() - began) * 1000
-    print(f"{name}, {replicas} replica(s): {medians['with']:.1f} us a step with marks, {medians['without']:.1f} without")
+    print(
+        f"{name}, {replicas} replica(s): {medians['with']:.1f} us a step with marks, {medians['without']:.1f} without"
+    )
     print(f"difference of neighbouring calls: median {np.median(differences):.2f} us a step")
     print(f"reading it: {reading:.1f} us, 5 times a second")
 
