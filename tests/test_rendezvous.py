@@ -13,8 +13,8 @@ import pytest
 
 from distloop.config import PortTakenError, PreflightError, Stopped
 from distloop.launcher import agreement, rendezvous
-from distloop.launcher.processes import free_ports
 from distloop.launcher.meeting import Ended
+from distloop.launcher.processes import free_ports
 from distloop.launcher.topology import Place, Topology
 
 FACTS = {"tensorflow": "2.21.0", "gpus": 0, "command": ["-m", "launch.train", "--epochs=5"]}
@@ -272,7 +272,9 @@ def test_a_port_of_this_host_that_is_taken_is_told_at_once_with_its_holder():
     with socket.create_server(("127.0.0.1", where[0].ports[0])), pytest.raises(PortTakenError) as caught:
         rendezvous.meet(Topology(where, 0), "job", FACTS, limit_secs=20, stop=lambda: False)
     assert str(caught.value).startswith(f"port {where[0].ports[0]} of this host is taken by process {os.getpid()} (")
-    assert str(caught.value).endswith("); end it, or give another --port on every host.")
+    assert str(caught.value).endswith(
+        "); end it, or give another --port on every host (or in TF_CONFIG, where that is set by hand)."
+    )
 
 
 def test_a_request_to_stop_ends_the_waiting():

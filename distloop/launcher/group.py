@@ -51,7 +51,6 @@ class Group:
 
     def __enter__(self) -> "Group":
         self._oom_kills = members_lib.oom_kills()
-        self._watchdog.start()
         self._selector.register(self._interrupts, selectors.EVENT_READ, self._interrupts.clear)
         try:
             for index in range(self._size):
@@ -173,13 +172,17 @@ class Group:
         begins = [member.log.path.stat().st_size for member in members]
         self._dump_stacks()
         dumps = members_lib.stacks_of(members, begins)
-        own = [index for index, dump in enumerate(dumps) if not report.waits_for_others(report.stacks(dump))]
+        own = [
+            index
+            for index, (member, dump) in enumerate(zip(members, dumps, strict=True))
+            if not (member.beacon.read().waits or report.waits_for_others(report.stacks(dump)))
+        ]
         index = own[0] if own else 0
         seen = members[index].beacon.read()
         what = f"hung: no progress for {time.monotonic() - seen.changed:.0f} s"
         if not own:
             what += ", and so did all workers here: one waits for another, or for a host that does not answer"
-        what += f" (--hang_timeout={seen.phase}:{self._watchdog.limit(seen.phase):.0f})"
+        what += f" (--hang_timeout={seen.phase}:{self._watchdog.limit(seen):.0f})"
         return members_lib.failure(members[index], what, HUNG_CODE, details="\n".join(dumps[index]))
 
     def _failed(self, failure: Failure) -> tuple[Ending, Failure]:
@@ -189,7 +192,7 @@ class Group:
         begun = [member for member in self._members if member.begin is not None]
         return Ending(
             code=code,
-            error=failure.error if failure else None,
+            error=failure.error if failure and not failure.collateral else None,
             begin=max((member.begin or 0 for member in begun), default=None),
             step=max((member.beacon.read().step for member in begun), default=None),
             retry=failure is not None and (failure.error or "").startswith("PortTakenError"),

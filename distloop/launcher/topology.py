@@ -128,6 +128,8 @@ def _kind(placement: Placement, environment: Mapping[str, str]) -> str:
     how = f"cluster is {kind}{why if placement.cluster == 'auto' else ''}"
     if placement.hosts and kind != "hosts":
         raise UsageError(f"hosts is given, but {how}; drop --hosts, or add --cluster=hosts.")
+    if kind == "tf_config" and not environment.get("TF_CONFIG"):
+        raise UsageError("cluster is tf_config, but TF_CONFIG is not set; set it, or drop --cluster.")
     if kind == "hosts" and not placement.hosts:
         raise UsageError("cluster is hosts, but none are given; add --hosts=a,b with the names of all hosts.")
     if placement.host_index is not None and kind != "hosts":
@@ -184,12 +186,14 @@ def _split(text: str) -> tuple[str, int | None]:
     """Return the host of one entry of --hosts, IPv6 addresses in brackets, and its port, if it has one."""
     if text.count(":") > 1 and not text.startswith("["):
         text = f"[{text}]"
-    if text.endswith("]") or ":" not in text:
-        check_address(f"{text}:1", "one of hosts")
-        return text, None
-    check_address(text, "one of hosts")
-    host, _, port = text.rpartition(":")
-    return host, int(port)
+    has_port = ":" in text and not text.endswith("]")
+    address = text if has_port else f"{text}:1"
+    try:
+        check_address(address, "a host")
+    except UsageError as error:
+        raise UsageError(f"hosts has {text!r}; expected a name or an address, or one with a port: a:5000.") from error
+    host, _, port = address.rpartition(":")
+    return host, int(port) if has_port else None
 
 
 def _places(seats: Sequence[tuple[str, int]], workers: int) -> tuple[Place, ...]:

@@ -82,7 +82,7 @@ def listen(port: int) -> socket.socket:
             raise
         raise PortTakenError(
             f"port {port} of this host is taken by {holder(port) or 'another process'}; end it, or give another --port "
-            "on every host."
+            "on every host (or in TF_CONFIG, where that is set by hand)."
         ) from error
     listener.setblocking(False)
     return listener
