@@ -15,9 +15,12 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from distloop.cluster import from_tf_config
 from distloop.config import NotFiniteError, PeerLostError, PreflightError, Stopped, UsageError
 from distloop.launcher.emit import emit
 from distloop.launcher.emit_settings import KINDS, Settings
+from distloop.launcher.plan import make_plan
+from distloop.launcher.topology import Placement, resolve
 
 COMMAND = ("python", "-m", "launch.train", "--task=mnist_tutorial", "--workdir=/runs/a b")
 SETTINGS = Settings(
@@ -27,7 +30,9 @@ IN_PODS = ("jobset", "job", "tfjob")
 SCRIPTS = ("sbatch", "tpu")
 
 
-def emitted(kind, settings=SETTINGS, run_flags=("--workers=per_gpu",), command=COMMAND):
+def emitted(kind, settings=SETTINGS, run_flags=None, command=COMMAND):
+    if run_flags is None:
+        run_flags = ("--console=all",) if kind in ("tfjob", "tpu") else ("--workers=per_gpu",)
     return emit(kind, settings, run_flags, command, grace_secs=45.5, max_restarts=4)
 
 
@@ -54,7 +59,8 @@ def test_a_file_begins_with_the_command_that_made_it(kind):
     words = shlex.split("\n".join(line.removeprefix("# ") for line in lines[start : start + 2]))
     assert words[:4] == ["python", "-m", "launch.run", f"--emit={kind}"]
     own, rest = words[4 : words.index("--")], words[words.index("--") + 1 :]
-    assert own == [*SETTINGS.words(), "--workers=per_gpu"]
+    assert own[:-1] == SETTINGS.words()
+    assert own[-1] in ("--workers=per_gpu", "--console=all")
     assert tuple(rest) == command
 
 
@@ -195,8 +201,29 @@ def test_a_pod_knows_the_names_of_all_and_runs_the_command(kind, hosts):
     own, rest = command[: command.index("--")], command[command.index("--") + 1 :]
     assert own[0] == "distloop-run"
     assert [word for word in own if word.startswith("--hosts=")] == ([f"--hosts={','.join(hosts)}"] if hosts else [])
-    assert "--workers=per_gpu" in own
+    assert {"--workers=per_gpu", "--console=all"} & set(own)
     assert tuple(rest) == COMMAND
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("jobset", 1), ("jobset", 2), ("job", 1), ("job", 2)])
+def test_pods_form_one_cluster_of_all_workers(kind, workers):
+    command = pod_of(kind, run_flags=(f"--workers={workers}",))["containers"][0]["command"]
+    own, rest = command[1 : command.index("--")], command[command.index("--") + 1 :]
+    given = dict(word.removeprefix("--").split("=", 1) for word in own)
+    placement = Placement(workers=given["workers"], hosts=tuple(given["hosts"].split(",")), workdir=COMMAND[-1])
+    plans = []
+    for index in range(SETTINGS.num_hosts):
+        environment = {"JOB_COMPLETION_INDEX": str(index)}
+        topology = resolve(placement, environment, gpus=[], is_here=lambda _: False)
+        plans += make_plan(topology, rest, environment, gpus=[], cores=8)
+    assert [worker.rank for worker in plans] == list(range(3 * workers))
+    clusters = [from_tf_config(worker.environment["TF_CONFIG"]) for worker in plans]
+    assert [one.index for one in clusters] == [worker.rank for worker in plans]
+    assert len({one.addresses for one in clusters}) == 1
+    hosts = [address.partition(":")[0] for address in clusters[0].addresses]
+    assert hosts == [host for host in given["hosts"].split(",") for _ in range(workers)]
+    assert len(set(clusters[0].addresses)) == 3 * workers
+    assert {worker.command for worker in plans} == {COMMAND}
 
 
 def test_the_names_are_those_that_kubernetes_gives_to_pods():
