@@ -77,6 +77,7 @@ FLOORS = {
     "gradients": 2.4,
     "steps": 3,
     "checkpoint": 3,
+    "rehearsal": 3,
     "finetune": 3.2,
     "preflight": 3,
     "loop": 4,

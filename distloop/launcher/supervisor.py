@@ -11,6 +11,7 @@ from typing import Any
 
 from distloop.config import Stopped
 from distloop.launcher import member, policy, processes, report
+from distloop.launcher.fault import VARIABLE as FAULT
 from distloop.launcher.fault import Fault
 from distloop.launcher.group import Group
 from distloop.launcher.interrupts import Interrupts
@@ -109,7 +110,7 @@ def _attempt(
     def start(position: int) -> member.Member:
         worker = plan[position]
         alone = settings.console == "chief" and worker.rank == 0
-        added = {"DISTLOOP_FAULT": f"{fault.step}:{fault.kind}"} if fault and fault.rank == worker.rank else {}
+        added = {FAULT: f"{fault.step}:{fault.kind}"} if fault and fault.rank == worker.rank else {}
         path = _log_path(settings, worker, number)
         return member.start(
             worker,
