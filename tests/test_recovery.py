@@ -1,4 +1,4 @@
-"""Two supervised workers, of which one goes wrong: the cause is named, all start again, and the result is the same bits."""
+"""Of two supervised workers one goes wrong: the cause is told, all start again, and the result has the same bits."""
 
 import contextlib
 import json
