@@ -135,7 +135,7 @@ def test_who_does_not_come_is_named_with_the_reason(there, expected):
 
 def test_a_name_that_does_not_resolve_is_told():
     error = meet((places(1)[0], Place("nosuch.invalid", (7,))), 0, limit_secs=0.5)
-    assert "host nosuch.invalid (port 7), which has a name that does not resolve" in str(error)
+    assert "host nosuch.invalid (port 7), which does not resolve to an address (" in str(error)
 
 
 def test_of_many_missing_hosts_some_are_named():

@@ -12,11 +12,12 @@ from distloop.config import NotFiniteError, Stopped
 from distloop.launcher import member as members_lib
 from distloop.launcher import processes, report
 from distloop.launcher.interrupts import Interrupts
-from distloop.launcher.logs import Log, say
+from distloop.launcher.logs import Log
 from distloop.launcher.member import Member
 from distloop.launcher.policy import Ending
 from distloop.launcher.report import Failure
 from distloop.launcher.watchdog import Watchdog
+from distloop.say import say
 
 HUNG_CODE = 124  # as timeout(1) says
 _ALIKE = (Stopped.exit_code, NotFiniteError.exit_code)  # all workers end so, once each is done
@@ -111,7 +112,10 @@ class Group:
         member.process.wait()
         member.ended = time.time()
         code = member.process.returncode
-        ended_by_signal = self._interrupts.first is not None and code in (-signal.SIGTERM, -signal.SIGINT)
+        ended_by_signal = self._interrupts.first is not None and (
+            code in (-signal.SIGTERM, -signal.SIGINT)
+            or (code == -signal.SIGKILL and member.beacon.read().phase == "setup")
+        )
         if self._alike is None and (code in _ALIKE or ended_by_signal):
             self._alike = Stopped.exit_code if ended_by_signal else code
             self._deadline = self._deadline or time.monotonic() + self._grace_secs
@@ -123,10 +127,13 @@ class Group:
         self._deadline = time.monotonic() + self._grace_secs
         say(f"{signal.Signals(number).name}: the workers are asked to stop, within {self._grace_secs:g} s (--grace).")
         for member in self._running():
-            if member.attached:
-                member.beacon.ask_to_stop()  # a signal could be kept from the worker by a wrapper around it
-            else:
+            phase = member.beacon.read().phase
+            if phase == "import":
                 member.process.terminate()
+            elif phase == "setup":
+                member.process.kill()  # TensorFlow's wait for its peers hears nothing, and there is nothing to save
+            else:
+                member.beacon.ask_to_stop()  # a signal could be kept from the worker by a wrapper around it
 
     def _must_kill(self) -> bool:
         if self._deadline is None or not self._running():

@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 from distloop.launcher import processes
 
-_QUERY = ("index", "name", "driver_version", "memory.total", "memory.used", "compute_mode")
+_QUERY = ("index", "uuid", "name", "driver_version", "memory.total", "memory.used", "compute_mode")
+# The command whose output `parse_gpus` understands.
+QUERY_GPUS = ("nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits")
 _UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
 _UNLIMITED = 1 << 60  # cgroup v1 says a number near 2**63
 
@@ -22,7 +24,8 @@ _UNLIMITED = 1 << 60  # cgroup v1 says a number near 2**63
 class Gpu(NamedTuple):
     """Hold what nvidia-smi says of a GPU; memory in MiB."""
 
-    index: str
+    number: str
+    uuid: str
     name: str
     driver: str
     memory: int
@@ -30,7 +33,7 @@ class Gpu(NamedTuple):
     mode: str
 
 
-def ask(command: Sequence[str], *, limit_secs: float, environment: Mapping[str, str]) -> tuple[int | None, str]:
+def ask(command: Sequence[str], environment: Mapping[str, str], *, limit_secs: float) -> tuple[int | None, str]:
     """Run a program; return its exit code and all it has printed. The code is None if it was killed at the limit.
 
     A process that a driver does not let go is left behind. Raises FileNotFoundError if there is no such program.
@@ -49,15 +52,13 @@ def ask(command: Sequence[str], *, limit_secs: float, environment: Mapping[str, 
         return code, output.read().decode(errors="replace")
 
 
-def query_gpus() -> list[str]:
-    """Return the command that `parse_gpus` understands the output of."""
-    return ["nvidia-smi", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
-
-
 def parse_gpus(text: str) -> list[Gpu]:
     """Return the GPUs in the output of nvidia-smi. What a GPU does not tell, such as [N/A], counts as 0."""
     rows = [row for row in csv.reader(text.splitlines(), skipinitialspace=True) if len(row) == len(_QUERY)]
-    return [Gpu(*row[:3], _number(row[3]), _number(row[4]), row[5]) for row in rows]
+    return [
+        Gpu(number, uuid, name, driver, _number(memory), _number(used), mode)
+        for number, uuid, name, driver, memory, used, mode in rows
+    ]
 
 
 def parse_links(text: str) -> dict[str, int]:
@@ -96,8 +97,8 @@ def memory(root: Path = Path("/")) -> tuple[int, int, int | None]:
     return total, free, limit
 
 
-def clock_is_synchronised() -> bool:
-    """Tell whether the kernel knows that a time service keeps this machine's clock right."""
+def clock_is_kept() -> bool:
+    """Tell whether the kernel was told that a time service keeps the clock right."""
     return ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512)) != _UNSYNCHRONISED
 
 

@@ -16,7 +16,7 @@ def grpc_proxy(environment: Mapping[str, str]) -> str | None:
 
 
 def without_proxy(environment: Mapping[str, str], hosts: Iterable[str]) -> dict[str, str]:
-    """Return what to set so that gRPC goes to these hosts directly; nothing if it does. Other hosts stay as they are."""
+    """Return what to set so that gRPC goes to these hosts directly; nothing is to be set without a proxy."""
     if grpc_proxy(environment) is None:
         return {}
     given = next((environment[name] for name in _EXCEPTIONS if environment.get(name)), "")
