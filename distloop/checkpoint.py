@@ -4,7 +4,6 @@
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,15 +15,11 @@ import tensorflow as tf
 from distloop import checkpoint_files
 from distloop.checkpoint_files import DamagedError, Saved
 from distloop.config import StorageError, UsageError
+from distloop.say import say
 from distloop.storage import Path
 from distloop.task import State, named_variables
 
 _SHOWN = 10  # differences of each kind in an error
-
-
-def to_stderr(line: str) -> None:
-    """Print a line that a person must see."""
-    print(f"distloop: {line}", file=sys.stderr, flush=True)
 
 
 @final
@@ -44,7 +39,7 @@ class Checkpointer:
         self.writes = writes
         self.keep = keep
         self.variables = named_variables(state)
-        self.report = report or (to_stderr if writes else _say_nothing)
+        self.report = report or (say if writes else _say_nothing)
         self._stale: list[Path] = []  # newer than what was restored, and so not of this course of the run
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[str | None] | None = None

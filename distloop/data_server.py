@@ -8,6 +8,7 @@ from typing import Any
 
 from distloop.config import UsageError
 from distloop.flags import silence
+from distloop.say import say
 
 _BEAT_MS = 1_000  # how often a worker tells the dispatcher that it lives,
 _LOST_MS = 20_000  # and how long it may say nothing
@@ -27,7 +28,7 @@ def main(kind: str, *settings: str) -> None:
                 service.WorkerConfig(dispatcher, worker_address=f"{host}:%port%", heartbeat_interval_ms=_BEAT_MS)
             )
     except tf.errors.OpError as error:
-        print(f"distloop: the {kind} of the tf.data service cannot start ({error.message}).", file=sys.stderr)
+        say(f"the {kind} of the tf.data service cannot start ({error.message}).")
         sys.exit(UsageError.exit_code)
     print("serving", flush=True)
     server.join()

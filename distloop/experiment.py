@@ -42,7 +42,7 @@ def train(
         display.line(f"the run in {folder} is finished at step {summary['steps']}; nothing to do.")
         return summary
     life = Lifecycle(workers)
-    with life.recording_errors(folder):
+    with life.telling(), life.recording_errors(folder):
         cluster.check_own_address(workers)
         strategy = startup.start_strategy(task, config, workers)
         with life.listening() as stop:
@@ -63,9 +63,10 @@ def _train(
     stream, eval_stream = startup.train_stream(setup), startup.eval_stream(setup)
     data_facts = startup.compare_streams(setup, loaded, data=stream, evaluation=eval_stream)
     preflight.check_reduction(setup.strategy, setup.workers)
-    life.phase, life.step = "compile", start_step
+    life.phase, life.first_step = "compile", start_step
     call = startup.compiled(setup, setup.task.train_step, stream, first_step=start_step, training=True, stop=stop)
-    evaluate_now = _evaluator(setup, eval_stream, stop, best_metric=config.best_metric)
+    life.training = call.position
+    evaluate_now = _evaluator(setup, life, eval_stream, stop, best_metric=config.best_metric)
     total_steps = config.total_steps(stream.steps_per_epoch)
     eval_every = config.eval_every_steps or stream.steps_per_epoch
     save_every = config.checkpoint_every_steps or stream.steps_per_epoch
@@ -99,7 +100,6 @@ def _train(
     life.phase = "step"
     with display, setup.checkpointer:
         for progress in itertools.chain(redo, steps):
-            life.step = progress.step
             before = copy.deepcopy(record)
             if progress.open_call is None:
                 try:
@@ -109,6 +109,7 @@ def _train(
                     _stop(setup, life, progress, before, extra_actions, redo=True)
             if progress.stopping and progress.step < total_steps:
                 _stop(setup, life, progress, record, extra_actions)
+        life.phase = "save"  # the last write
     return _summarize(setup, record, total_steps, display)
 
 
@@ -148,32 +149,36 @@ def evaluate(task: Task | str | None, config: RunConfig) -> dict[str, float]:
     """Evaluate the newest checkpoint of `config.workdir`; return the means. Every worker calls it; writes nothing."""
     folder = workdir.check(config)
     workers = cluster.from_tf_config(os.environ.get("TF_CONFIG"))
-    life = Lifecycle(workers)
-    cluster.check_own_address(workers)
-    strategy = startup.start_strategy(task, config, workers)
-    with life.listening() as stop:
-        setup = startup.set_up(task, config, folder, workers, *strategy)
-        if setup.checkpointer.restore() is None:
-            raise UsageError(f"workdir {folder} has no checkpoint to evaluate; train there first.")
-        eval_stream = startup.eval_stream(setup)
-        startup.compare_streams(setup, evaluation=eval_stream)
-        evaluate_now = _evaluator(setup, eval_stream, stop)
-        if evaluate_now is None:
-            raise UsageError("the task has no eval_data; give it eval_step and eval_data.")
-        evaluation = evaluate_now()
-        assert evaluation is not None  # a signal ends the process: there is nothing to save
-        life.leave_together()
+    life = Lifecycle(workers, only_reads=True)
+    with life.telling():
+        cluster.check_own_address(workers)
+        strategy = startup.start_strategy(task, config, workers)
+        with life.listening() as stop:
+            setup = startup.set_up(task, config, folder, workers, *strategy)
+            if setup.checkpointer.restore() is None:
+                raise UsageError(f"workdir {folder} has no checkpoint to evaluate; train there first.")
+            eval_stream = startup.eval_stream(setup)
+            startup.compare_streams(setup, evaluation=eval_stream)
+            life.phase = "compile"
+            evaluate_now = _evaluator(setup, life, eval_stream, stop)
+            if evaluate_now is None:
+                raise UsageError("the task has no eval_data; give it eval_step and eval_data.")
+            life.phase = "eval"
+            evaluation = evaluate_now()
+            assert evaluation is not None  # a signal ends the process: there is nothing to save
+            life.leave_together()
     return evaluation.metrics
 
 
 def _evaluator(
-    setup: Setup, stream: Stream | None, stop: tf.Variable, *, best_metric: str | None = None
+    setup: Setup, life: Lifecycle, stream: Stream | None, stop: tf.Variable, *, best_metric: str | None = None
 ) -> Callable[[], Evaluation | None] | None:
     if setup.task.eval_step is None or stream is None:
         if best_metric:
             raise UsageError(f"best_metric is {best_metric!r}, but the task has no eval_data to find the best with.")
         return None
     call = startup.compiled(setup, setup.task.eval_step, stream, first_step=0, training=False, stop=stop)
+    life.evaluation = call.position
     if best_metric:
         actions.check_best_metric(best_metric, call.metrics)
 

@@ -1,6 +1,7 @@
 """The command line: flags derived from `RunConfig`, and what the launchers run. The only import of absl."""
 
 import contextlib
+import faulthandler
 import os
 import signal
 import sys
@@ -21,7 +22,8 @@ from distloop.config import (
     StorageError,
     UsageError,
 )
-from distloop.launcher import data_service
+from distloop.launcher import data_service, error_record
+from distloop.say import say
 
 
 def define_config_flags() -> None:
@@ -76,33 +78,38 @@ def _define(define: Callable[..., Any], name: str, default: Any, help_text: str)
 
 def _run(main: Callable[[Sequence[str]], int], *, advice: str) -> None:
     """Parse the flags, call `main(arguments)` and exit; an end that is no error of the code is one sentence."""
+    # The stacks of all threads for the supervisor, also while `silence` has stderr.
+    faulthandler.register(signal.SIGUSR1, file=os.dup(2), all_threads=True)
 
     def parse(argv: Sequence[str]) -> Sequence[str]:
         try:
             return flags.FLAGS(argv)
         except flags.Error as error:
-            _say(f"{str(error).rstrip('.')}. {advice}")
-            sys.exit(UsageError.exit_code)
+            sys.exit(_end_by(UsageError(f"{str(error).rstrip('.')}. {advice}")))
 
     def guarded(argv: Sequence[str]) -> int:
         try:
             return main(argv[1:])
-        except PeerLostError as error:
-            _say(str(error))
-            sys.stdout.flush()
-            os._exit(error.exit_code)  # ending TensorFlow properly without its peers takes seconds
-        except (UsageError, NotFiniteError, PreflightError, Stopped, StorageError) as error:
-            _say(str(error))
-            return error.exit_code
         except KeyboardInterrupt:
-            _say("interrupted; the same command goes on from the last checkpoint.")
+            say("interrupted; the same command goes on from the last checkpoint.")
             return 128 + signal.SIGINT
+        except Exception as error:
+            return _end_by(error)
 
     app.run(guarded, flags_parser=parse)
 
 
-def _say(sentence: str) -> None:
-    print(f"distloop: {sentence}", file=sys.stderr, flush=True)
+def _end_by(error: Exception) -> int:
+    """Tell the supervisor and the person why this process ends; return the exit code, or raise an error of the code."""
+    if not isinstance(error, Stopped):
+        error_record.hand_over(error_record.describe(error, phase="setup", step=0))
+    if not isinstance(error, UsageError | NotFiniteError | PreflightError | PeerLostError | Stopped | StorageError):
+        raise error
+    say(str(error))
+    if isinstance(error, PeerLostError):
+        sys.stdout.flush()
+        os._exit(error.exit_code)  # ending TensorFlow properly without its peers takes seconds
+    return error.exit_code
 
 
 def _train(arguments: Sequence[str]) -> int:

@@ -1,19 +1,21 @@
 """The command line of the launcher; imports little, so that it starts fast: the standard library and absl.flags."""
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
+from distloop.cluster import is_this_machine
 from distloop.config import PreflightError, UsageError
-from distloop.launcher import plan, supervisor, watchdog
+from distloop.launcher import agreement, devices, emit_settings, plan, supervisor, topology, watchdog
 from distloop.launcher.fault import parse_faults
-from distloop.launcher.logs import say
 from distloop.launcher.processes import free_ports
-from distloop.launcher.topology import Place, Topology
+from distloop.say import say
 
 _EXAMPLE = "python -m launch.run --workers=2 -- python -m launch.train --task=mnist_cnn --workdir=runs/two"
 
@@ -21,18 +23,33 @@ _EXAMPLE = "python -m launch.run --workers=2 -- python -m launch.train --task=mn
 def run_main() -> None:
     """Run `distloop-run` and `python -m launch.run`: supervise a command in one or several processes."""
     define = _definer()
-    define(flags.DEFINE_string, "workers", "1", "worker processes a host, or per_gpu; one process drives all GPUs")
+    define(flags.DEFINE_string, "workers", "1", "worker processes a host, or per_gpu; one process drives all its GPUs")
+    define(
+        flags.DEFINE_enum,
+        "cluster",
+        "auto",
+        "where the other hosts are known from; auto takes what the environment and --hosts say",
+        enum_values=topology.KINDS,
+    )
+    define(flags.DEFINE_list, "hosts", [], "names of all hosts, each with a port or without: the same list on each")
+    define(flags.DEFINE_integer, "host_index", None, "which of --hosts this is, from 0 (default: found by its name)")
+    define(flags.DEFINE_integer, "port", None, "first port of a host's workers (default: made from the job)")
+    define(flags.DEFINE_float, "start_timeout", 300.0, "seconds to wait for the other hosts")
     define(flags.DEFINE_string, "log_dir", None, "folder of the logs (default: logs in the --workdir of the command)")
     define(flags.DEFINE_enum, "console", "chief", "whose output to show", enum_values=supervisor.CONSOLES)
     define(flags.DEFINE_integer, "max_restarts", 3, "restarts in a row without a new checkpoint")
     define(flags.DEFINE_float, "grace", 30.0, "seconds for all workers to stop with a checkpoint, after SIGTERM")
-    define(
-        flags.DEFINE_string, "hang_timeout", "", "PHASE:SECONDS,...: limits without progress, in place of learned ones"
-    )
+    define(flags.DEFINE_string, "hang_timeout", "", "PHASE:SECONDS,...: limits without progress, not learned ones")
     define(flags.DEFINE_string, "fault", "", "RANK:STEP:KIND,...: rehearse a fault, the first in the first attempt")
     define(flags.DEFINE_string, "report", None, "file that gets the cause of a failure, too")
     define(flags.DEFINE_boolean, "dry_run", False, "print the commands of this host's workers and start nothing")
-    _run(_supervise)
+    own = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
+    kinds = emit_settings.KINDS
+    define(flags.DEFINE_enum, "emit", None, "print a file that starts the run elsewhere", enum_values=kinds)
+    for setting in fields(emit_settings.Settings):
+        kind = flags.DEFINE_integer if isinstance(setting.default, int) else flags.DEFINE_string
+        define(kind, setting.name, setting.default, f"with --emit: {setting.metadata['help']}")
+    _run(lambda command: _emit(command, own) if flags.FLAGS.emit else _supervise(command))
 
 
 def _definer() -> Callable[..., None]:
@@ -73,37 +90,57 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _supervise(command: Sequence[str]) -> int:
     if not command:
         raise UsageError(f"there is no command; expected one behind --, as in {_EXAMPLE}.")
-    values = flags.FLAGS
+    values, workdir = flags.FLAGS, emit_settings.workdir_of(command)
     settings = supervisor.Settings(
-        log_dir=Path(values.log_dir or _default_log_dir(command)),
+        log_dir=Path(values.log_dir or _default_log_dir(workdir)),
         console=values.console,
         max_restarts=values.max_restarts,
         grace_secs=values.grace,
         hang_limits=watchdog.parse_limits(values.hang_timeout),
         faults=parse_faults(values.fault),
         report=Path(values.report) if values.report else None,
+        start_timeout_secs=values.start_timeout,
     )
+    placement = topology.Placement(
+        workers=values.workers,
+        cluster=values.cluster,
+        hosts=tuple(values.hosts),
+        host_index=values.host_index,
+        port=values.port,
+        workdir=workdir or "",
+    )
+    gpus, cores = devices.local_gpus(os.environ), len(os.sched_getaffinity(0))
 
-    def make_plan() -> list[plan.Worker]:
-        topology = Topology((Place("127.0.0.1", tuple(free_ports(int(values.workers)))),))
-        return plan.make_plan(topology, command)
+    def make_plan() -> tuple[topology.Topology, list[plan.Worker]]:
+        found = topology.resolve(placement, os.environ, gpus=gpus, is_here=is_this_machine)
+        if found.needs_ports:
+            found = found.with_ports(free_ports(len(found.here.ports)))
+        return found, plan.make_plan(found, command, os.environ, gpus=gpus, cores=cores)
 
     if values.dry_run:
-        print(*map(plan.shell_line, make_plan()), sep="\n")
+        print(*map(plan.shell_line, make_plan()[1]), sep="\n")
         return 0
-    return supervisor.supervise(make_plan, settings, others_elsewhere=False)
+    return supervisor.supervise(
+        make_plan, settings, facts=lambda found: agreement.facts(command, found, gpus=len(gpus))
+    )
 
 
-def _default_log_dir(command: Sequence[str]) -> str:
-    workdir = _flag_of(command, "workdir")
-    return "distloop_logs" if workdir is None or "://" in workdir else os.path.join(workdir, "logs")  # noqa: PTH118
+def _emit(command: Sequence[str], run_flags: Sequence[str]) -> int:
+    from distloop.launcher.emit import emit  # which few runs need
+
+    values = flags.FLAGS
+    settings: dict[str, Any] = {setting.name: values[setting.name].value for setting in fields(emit_settings.Settings)}
+    text = emit(
+        values.emit,
+        emit_settings.Settings(**settings),
+        [values[name].serialize() for name in run_flags if values[name].present],
+        command,
+        grace_secs=math.ceil(values.grace),
+        max_restarts=values.max_restarts,
+    )
+    print(text, end="")
+    return 0
 
 
-def _flag_of(command: Sequence[str], name: str) -> str | None:
-    """Return the value of a flag in a command, the last one given."""
-    found = None
-    for word, following in zip(command, [*command[1:], ""], strict=True):
-        flag, given, value = word.lstrip("-").partition("=")
-        if word.startswith("-") and flag == name:
-            found = value if given else following
-    return found
+def _default_log_dir(workdir: str | None) -> str:
+    return "distloop_logs" if not workdir or "://" in workdir else os.path.join(workdir, "logs")  # noqa: PTH118

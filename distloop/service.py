@@ -7,7 +7,6 @@ held when it died is lost. So steps are put in order here, and a step that does 
 
 import contextlib
 import queue
-import sys
 import threading
 import time
 import weakref
@@ -22,6 +21,7 @@ from distloop.config import UsageError
 from distloop.data import Stream, batches_by_number, endless
 from distloop.pipeline import Batch
 from distloop.records import Records
+from distloop.say import say
 
 FIRST_SECS = 120  # how long the first step may take to come before the run is refused,
 PATIENCE_SECS = 10  # and any other before it is made here
@@ -208,7 +208,7 @@ class _Feed:
         return batch
 
     def _tell(self, sentence: str) -> None:
-        print(f"distloop: the tf.data service at {self._address} {sentence}.", file=sys.stderr, flush=True)
+        say(f"the tf.data service at {self._address} {sentence}.")
 
 
 def _first_line(error: Exception) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 import keras
 
 from distloop import runtime, storage
-from distloop.checkpoint import Checkpointer, to_stderr
+from distloop.checkpoint import Checkpointer
 from distloop.config import RunConfig, UsageError
+from distloop.say import say
 from distloop.storage import Path
 from distloop.task import State, Task, load_task
 from distloop.updates import prepare
@@ -69,7 +70,7 @@ def _config_of(workdir: str) -> RunConfig:
 
 def _restore(workdir: str, state: State, *, best: bool) -> None:
     folder = storage.as_path(workdir) / "checkpoints"
-    checkpointer = Checkpointer(folder, state, writes=False, report=to_stderr)
+    checkpointer = Checkpointer(folder, state, writes=False, report=say)
     host_state = checkpointer.restore()
     if host_state is None:
         raise UsageError(f"workdir {workdir} has no checkpoint to export; train there first.")

@@ -12,6 +12,7 @@ from distloop.cluster import Cluster
 from distloop.config import RunConfig, UsageError
 from distloop.data import Stream, describe, make_stream, per_replica_batches
 from distloop.finetune import Loaded
+from distloop.rehearsal import with_fault
 from distloop.service import PROMISE, batches_from_service
 from distloop.steps import CompiledSteps, compile_steps
 from distloop.storage import Path
@@ -71,6 +72,7 @@ def set_up(
         "code": code,
     }
     preflight.check_workers(workers, facts)
+    task = with_fault(task, str(folder))
     with strategy.scope():
         state = task.build()
     if not isinstance(state, State):

@@ -106,6 +106,31 @@ def fails_on_worker_1(config):
     return dataclasses.replace(task, train_step=train_step)
 
 
+def fails_at_step_4(config):
+    task = toy.make_task(config)
+
+    def fail(step):
+        if step == 4:
+            raise OSError("no more disks")
+        return np.float32(0)
+
+    def train_step(state, batch):
+        zero = tf.ensure_shape(tf.numpy_function(fail, [state.step], tf.float32), [])
+        return task.train_step(state, {**batch, "y": batch["y"] + zero})
+
+    return dataclasses.replace(task, train_step=train_step)
+
+
+def hangs_in_build(config):
+    import time
+
+    def build():
+        print("building", flush=True)
+        time.sleep(600)
+
+    return dataclasses.replace(toy.make_task(config), build=build)
+
+
 def counts_examples(config):
     """Train on 1,000 numbered examples; each step says the sums of their numbers and of the squares of these."""
     from distloop import minimize

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from distloop.cluster import from_tf_config
 from distloop.launcher.beacon import Beacon
-from distloop.launcher.member import ERROR_FILE
+from distloop.launcher.error_record import VARIABLE as ERROR_FILE
 
 rank = from_tf_config(os.environ.get("TF_CONFIG")).index
 beacon = Beacon.inherited(os.environ)
@@ -58,7 +58,13 @@ def fail(message, *, step, collateral=False, exit_code=1):
     """Record an error as distloop does, and exit."""
     record = {
         **{"worker": rank, "host": "this host", "pid": os.getpid(), "phase": "step", "step": step},
-        **{"collateral": collateral, "type": "OSError", "message": message, "time": time.time()},
+        **{
+            "collateral": collateral,
+            "type": "OSError",
+            "message": message,
+            "summary": f"OSError: {message}",
+            "time": time.time(),
+        },
         **{"traceback": f"Traceback (most recent call last):\nOSError: {message}\n", "exit_code": exit_code},
     }
     path = Path(os.environ[ERROR_FILE])

@@ -26,9 +26,9 @@ class Sighting(NamedTuple):
 
     phase: str
     step: int  # the last that is complete
+    changed: float = 0.0
     progress: int = 0  # any number that moves with what the worker does within the phase, such as an evaluation's steps
     waits: bool = False  # it has done its part, and waits for other workers: what holds them all up is elsewhere
-    changed: float = 0.0
 
 
 @final
@@ -55,16 +55,23 @@ class Beacon:
 
     def tell(self, phase: str, step: int, *, progress: int = 0, waits: bool = False) -> None:
         """Say where this worker is. The time is that of the last change of anything of it."""
-        said = (phase, step, progress, waits)
-        if said != self.read()[:4] or not self._read(_CHANGED):
-            for offset, value in zip((_PHASE, _STEP, _PROGRESS, _WAITS), (PHASES.index(phase), *said[1:]), strict=True):
-                self._write(offset, value)
+        before = self.read()
+        if before != (phase, step, before.changed, progress, waits) or not before.changed:
+            self._write(_PHASE, PHASES.index(phase))
+            self._write(_STEP, step)
+            self._write(_PROGRESS, progress)
+            self._write(_WAITS, waits)
             self._write(_CHANGED, time.monotonic_ns())
 
     def read(self) -> Sighting:
         """Return what the worker said last."""
-        phase, step, progress, waits, changed = map(self._read, (_PHASE, _STEP, _PROGRESS, _WAITS, _CHANGED))
-        return Sighting(PHASES[phase], step, progress, bool(waits), changed / 1e9)
+        return Sighting(
+            phase=PHASES[self._read(_PHASE)],
+            step=self._read(_STEP),
+            changed=self._read(_CHANGED) / 1e9,
+            progress=self._read(_PROGRESS),
+            waits=bool(self._read(_WAITS)),
+        )
 
     def ask_to_stop(self) -> None:
         """Ask the worker to stop with a checkpoint, together with all others."""

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from distloop.config import UsageError
 
+VARIABLE = "DISTLOOP_FAULT"  # tells one worker of its fault, as step:kind
 KINDS = ("kill", "stop", "hang", "raise", "exit0", "nan", "enospc", "torn_save")
 
 
@@ -17,12 +18,19 @@ class Fault(NamedTuple):
 
 def parse_faults(text: str) -> list[Fault]:
     """Read `rank:step:kind[,rank:step:kind...]`, the first for the first attempt and so on. Raises UsageError."""
-    faults = []
-    for part in filter(None, text.split(",")):
-        rank, step, kind = (part.split(":") + ["", ""])[:3]
-        if not (rank.isdecimal() and step.isdecimal() and int(step) > 0 and kind in KINDS):
-            raise UsageError(
-                f"fault has {part!r}; expected RANK:STEP:KIND, such as 1:20:kill, with one of {', '.join(KINDS)}."
-            )
-        faults.append(Fault(int(rank), int(step), kind))
-    return faults
+    return [
+        _fault(*part.split(":", 1), refusal=f"fault has {part!r}; expected RANK:STEP:KIND, such as 1:20:kill")
+        for part in filter(None, text.split(","))
+    ]
+
+
+def parse_own_fault(text: str) -> Fault:
+    """Read `step:kind`, the value of the variable. Raises UsageError."""
+    return _fault("0", text, refusal=f"{VARIABLE} has {text!r}; expected STEP:KIND, such as 20:kill")
+
+
+def _fault(rank: str, rest: str = "", *, refusal: str) -> Fault:
+    step, _, kind = rest.partition(":")
+    if not (rank.isdecimal() and step.isdecimal() and int(step) > 0 and kind in KINDS):
+        raise UsageError(f"{refusal}, with one of {', '.join(KINDS)}.")
+    return Fault(int(rank), int(step), kind)

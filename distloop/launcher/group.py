@@ -12,11 +12,12 @@ from distloop.config import NotFiniteError, Stopped
 from distloop.launcher import member as members_lib
 from distloop.launcher import processes, report
 from distloop.launcher.interrupts import Interrupts
-from distloop.launcher.logs import Log, say
+from distloop.launcher.logs import Log
 from distloop.launcher.member import Member
 from distloop.launcher.policy import Ending
 from distloop.launcher.report import Failure
 from distloop.launcher.watchdog import Watchdog
+from distloop.say import say
 
 HUNG_CODE = 124  # as timeout(1) says
 _ALIKE = (Stopped.exit_code, NotFiniteError.exit_code)  # all workers end so, once each is done
@@ -51,7 +52,6 @@ class Group:
 
     def __enter__(self) -> "Group":
         self._oom_kills = members_lib.oom_kills()
-        self._watchdog.start()
         self._selector.register(self._interrupts, selectors.EVENT_READ, self._interrupts.clear)
         try:
             for index in range(self._size):
@@ -112,7 +112,10 @@ class Group:
         member.process.wait()
         member.ended = time.time()
         code = member.process.returncode
-        ended_by_signal = self._interrupts.first is not None and code in (-signal.SIGTERM, -signal.SIGINT)
+        ended_by_signal = self._interrupts.first is not None and (
+            code in (-signal.SIGTERM, -signal.SIGINT)
+            or (code == -signal.SIGKILL and member.beacon.read().phase == "setup")
+        )
         if self._alike is None and (code in _ALIKE or ended_by_signal):
             self._alike = Stopped.exit_code if ended_by_signal else code
             self._deadline = self._deadline or time.monotonic() + self._grace_secs
@@ -124,10 +127,13 @@ class Group:
         self._deadline = time.monotonic() + self._grace_secs
         say(f"{signal.Signals(number).name}: the workers are asked to stop, within {self._grace_secs:g} s (--grace).")
         for member in self._running():
-            if member.attached:
-                member.beacon.ask_to_stop()  # a signal could be kept from the worker by a wrapper around it
-            else:
+            phase = member.beacon.read().phase
+            if phase == "import":
                 member.process.terminate()
+            elif phase == "setup":
+                member.process.kill()  # TensorFlow's wait for its peers hears nothing, and there is nothing to save
+            else:
+                member.beacon.ask_to_stop()  # a signal could be kept from the worker by a wrapper around it
 
     def _must_kill(self) -> bool:
         if self._deadline is None or not self._running():
@@ -173,13 +179,17 @@ class Group:
         begins = [member.log.path.stat().st_size for member in members]
         self._dump_stacks()
         dumps = members_lib.stacks_of(members, begins)
-        own = [index for index, dump in enumerate(dumps) if not report.waits_for_others(report.stacks(dump))]
+        own = [
+            index
+            for index, (member, dump) in enumerate(zip(members, dumps, strict=True))
+            if not (member.beacon.read().waits or report.waits_for_others(report.stacks(dump)))
+        ]
         index = own[0] if own else 0
         seen = members[index].beacon.read()
         what = f"hung: no progress for {time.monotonic() - seen.changed:.0f} s"
         if not own:
             what += ", and so did all workers here: one waits for another, or for a host that does not answer"
-        what += f" (--hang_timeout={seen.phase}:{self._watchdog.limit(seen.phase):.0f})"
+        what += f" (--hang_timeout={seen.phase}:{self._watchdog.limit(seen):.0f})"
         return members_lib.failure(members[index], what, HUNG_CODE, details="\n".join(dumps[index]))
 
     def _failed(self, failure: Failure) -> tuple[Ending, Failure]:
@@ -189,7 +199,7 @@ class Group:
         begun = [member for member in self._members if member.begin is not None]
         return Ending(
             code=code,
-            error=failure.error if failure else None,
+            error=failure.error if failure and not failure.collateral else None,
             begin=max((member.begin or 0 for member in begun), default=None),
             step=max((member.beacon.read().step for member in begun), default=None),
             retry=failure is not None and (failure.error or "").startswith("PortTakenError"),

@@ -4,6 +4,7 @@ Failure rules follow the exit codes of docs/ending.md. Kubernetes looks at them 
 restarts its own workers before.
 """
 
+import math
 from typing import Any
 
 from distloop.config import NotFiniteError, PreflightError, Stopped, UsageError
@@ -104,10 +105,9 @@ def _job_spec(
 
 def _pod(request: Request, addresses: list[str]) -> dict[str, Any]:
     settings = request.settings
-    given = any(word.lstrip("-").startswith("start_timeout") for word in request.run_flags)
     flags = [
         *([f"--hosts={','.join(addresses)}"] if len(addresses) > 1 else []),
-        *([] if given else [f"--start_timeout={_START_SECS}"]),
+        *([] if request.has_run_flag("start_timeout") else [f"--start_timeout={_START_SECS}"]),
         f"--report={REPORT}",
         *request.run_flags,
     ]
@@ -125,7 +125,7 @@ def _pod(request: Request, addresses: list[str]) -> dict[str, Any]:
     }
     return {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": request.grace_secs + _WAY_OUT_SECS,
+        "terminationGracePeriodSeconds": math.ceil(request.grace_secs) + _WAY_OUT_SECS,
         "containers": [container],
         "volumes": volumes,
     }

@@ -20,8 +20,8 @@ from typing import Any, final
 from distloop.config import Stopped
 from distloop.launcher import wire
 from distloop.launcher.agreement import difference
-from distloop.launcher.logs import say
 from distloop.launcher.topology import Place, Topology
+from distloop.say import say
 
 _RETRY_SECS, _TICK_SECS = 0.2, 0.1
 _QUIET_SECS = 3  # before a person is told whom this host waits for

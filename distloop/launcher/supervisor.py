@@ -4,20 +4,28 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from distloop.config import Stopped
 from distloop.launcher import member, policy, processes, report
+from distloop.launcher.fault import VARIABLE as FAULT
 from distloop.launcher.fault import Fault
 from distloop.launcher.group import Group
 from distloop.launcher.interrupts import Interrupts
-from distloop.launcher.logs import Console, next_attempt, say
+from distloop.launcher.logs import Console, next_attempt
 from distloop.launcher.plan import Worker
 from distloop.launcher.policy import Ending, Restart
+from distloop.launcher.rendezvous import Ended, meet, tell_the_end
 from distloop.launcher.report import Failure
+from distloop.launcher.topology import Topology
 from distloop.launcher.watchdog import Watchdog
+from distloop.say import say
 
+JOB = "distloop"  # what supervisors call themselves; of which run they are, their facts say
+_TELL_SECS = 30  # for the other hosts to notice that workers are gone, and to hear why
 CONSOLES = ("chief", "all", "errors")
 
 
@@ -32,19 +40,40 @@ class Settings:
     hang_limits: dict[str, float]
     faults: Sequence[Fault]
     report: Path | None
+    start_timeout_secs: float
 
 
-def supervise(make_plan: Callable[[], list[Worker]], settings: Settings, *, others_elsewhere: bool) -> int:
+def supervise(
+    make_plan: Callable[[], tuple[Topology, list[Worker]]],
+    settings: Settings,
+    *,
+    facts: Callable[[Topology], Mapping[str, Any]],
+) -> int:
     """Run the workers of this place until they have ended well or for good; return the exit code.
 
-    `make_plan` is asked anew for each attempt, since ports can be taken meanwhile. Prints the cause of a failure last.
+    `make_plan` is asked anew for each attempt, since ports can be taken meanwhile. Where there are other places, their
+    supervisors meet first, and must agree on the `facts`. Prints the cause of a failure last. Raises PreflightError.
     """
     processes.adopt_orphans()
     history: list[Ending] = []
-    watchdog = Watchdog(settings.hang_limits, others_elsewhere=others_elsewhere)
+    watchdog = Watchdog(settings.hang_limits)
     with Interrupts() as interrupts:
+
+        def stop() -> bool:
+            return interrupts.first is not None
+
         while True:
-            plan = make_plan()
+            topology, plan = make_plan()
+            alone = len(topology.places) == 1
+            if not alone:
+                try:
+                    ended = meet(topology, JOB, facts(topology), limit_secs=settings.start_timeout_secs, stop=stop)
+                except Stopped:
+                    return 128 + (interrupts.first or 0)
+                if ended is not None:
+                    say(f"the run is over on host {ended.host}: {ended.reason}")
+                    return ended.code
+            watchdog.start(others_elsewhere=not alone)
             number = next_attempt(_log_path(settings, plan[0], 0).parent)
             ending, failure = _attempt(plan, number, len(history), settings, watchdog, interrupts)
             history.append(ending)
@@ -54,6 +83,9 @@ def supervise(make_plan: Callable[[], list[Worker]], settings: Settings, *, othe
                 _write_report(settings, plan[0], number, failure, why)
             if not isinstance(decision, Restart):
                 if failure is not None:
+                    if not alone:
+                        ended = Ended(failure.host, ending.code, f"rank {failure.rank}: {failure.what}")
+                        tell_the_end(topology, JOB, ended, limit_secs=_TELL_SECS, stop=stop)
                     print(report.text(failure, why_no_restart=decision.why), file=sys.stderr, flush=True)
                 return ending.code
             assert failure is not None
@@ -78,7 +110,7 @@ def _attempt(
     def start(position: int) -> member.Member:
         worker = plan[position]
         alone = settings.console == "chief" and worker.rank == 0
-        added = {"DISTLOOP_FAULT": f"{fault.step}:{fault.kind}"} if fault and fault.rank == worker.rank else {}
+        added = {FAULT: f"{fault.step}:{fault.kind}"} if fault and fault.rank == worker.rank else {}
         path = _log_path(settings, worker, number)
         return member.start(
             worker,

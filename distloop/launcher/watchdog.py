@@ -9,7 +9,7 @@ from distloop.launcher.beacon import PHASES, Sighting
 # Seconds without progress. What is normal is learned: the limit is 5 times the longest seen, and at least this.
 FLOORS = {"import": 600, "setup": 600, "compile": 900, "step": 120, "input": 300, "eval": 600, "save": 600, "end": 4000}
 _TIMES_LONGEST = 5
-# While one worker is here, the others wait for it in their step.
+# While one worker is here, the others wait for it.
 _OTHERS_WAIT_FOR = ("input", "save", "eval")
 
 
@@ -36,17 +36,16 @@ class Watchdog:
 
     Workers go in step, so they stand still together, and where one is allowed more time, the others wait for it: it is
     a hang when nobody moves and every worker is beyond its limit, but for those that wait for the others at the end.
-    Workers that no one here sees (`others_elsewhere`) may be in any phase.
+    Workers that no one here sees may be in any phase, which is what those here wait for.
     """
 
-    def __init__(self, given: Mapping[str, float], *, others_elsewhere: bool) -> None:
+    def __init__(self, given: Mapping[str, float]) -> None:
         self._given = given
-        self._others_elsewhere = others_elsewhere
         self._longest: dict[str, float] = dict.fromkeys(PHASES, 0.0)
-        self.start()
 
-    def start(self) -> None:
-        """Begin a new attempt; what was learned stays."""
+    def start(self, *, others_elsewhere: bool) -> None:
+        """Begin an attempt; what was learned stays."""
+        self._others_elsewhere = others_elsewhere
         self._before: dict[int, Sighting] = {}
         self._moved = 0.0  # when someone last did
 
@@ -59,22 +58,20 @@ class Watchdog:
                 self._longest[before.phase] = max(self._longest[before.phase], seen.changed - before.changed)
         self._before = dict(sightings)
         awaited = {rank: seen for rank, seen in sightings.items() if seen.phase != "end"} or sightings
-        if not awaited or not all(now - self._moved > self.limit(seen.phase) for seen in awaited.values()):
+        if not awaited or not all(now - self._moved > self.limit(seen) for seen in awaited.values()):
             return ()
         behind = min(_position(seen) for seen in awaited.values())
         return [rank for rank, seen in awaited.items() if _position(seen) == behind]
 
-    def limit(self, phase: str) -> float:
-        """Return after how many seconds without progress a worker in `phase` is overdue."""
-        if phase == "step" and self._others_elsewhere and phase not in self._given:
-            return max(self._limit(other) for other in (phase, *_OTHERS_WAIT_FOR))
-        return self._limit(phase)
-
-    def _limit(self, phase: str) -> float:
-        return self._given.get(phase) or max(FLOORS[phase], _TIMES_LONGEST * self._longest[phase])
+    def limit(self, seen: Sighting) -> float:
+        """Return after how many seconds without progress a worker is overdue."""
+        phases = (seen.phase, *_OTHERS_WAIT_FOR) if seen.waits and self._others_elsewhere else (seen.phase,)
+        return max(
+            self._given.get(phase) or max(FLOORS[phase], _TIMES_LONGEST * self._longest[phase]) for phase in phases
+        )
 
 
-def _position(seen: Sighting) -> tuple[int, int]:
+def _position(seen: Sighting) -> tuple[int, int, int, bool]:
     """Return what is lower for the one that others wait for: fewer steps, then the earlier part of a step."""
     order = {"import": 0, "setup": 1, "compile": 2, "input": 3, "step": 4}
-    return seen.step, order.get(seen.phase, 5)
+    return seen.step, order.get(seen.phase, 5), seen.progress, seen.waits
