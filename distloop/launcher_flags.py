@@ -18,22 +18,13 @@ from distloop.launcher.processes import free_ports
 from distloop.say import say
 
 _EXAMPLE = "python -m launch.run --workers=2 -- python -m launch.train --task=mnist_cnn --workdir=runs/two"
+_DOCTOR_EXAMPLE = "python -m launch.doctor --hosts=a,b --workdir=runs/two"
 
 
 def run_main() -> None:
     """Run `distloop-run` and `python -m launch.run`: supervise a command in one or several processes."""
     define = _definer()
-    define(flags.DEFINE_string, "workers", "1", "worker processes a host, or per_gpu; one process drives all its GPUs")
-    define(
-        flags.DEFINE_enum,
-        "cluster",
-        "auto",
-        "where the other hosts are known from; auto takes what the environment and --hosts say",
-        enum_values=topology.KINDS,
-    )
-    define(flags.DEFINE_list, "hosts", [], "names of all hosts, each with a port or without: the same list on each")
-    define(flags.DEFINE_integer, "host_index", None, "which of --hosts this is, from 0 (default: found by its name)")
-    define(flags.DEFINE_integer, "port", None, "first port of a host's workers (default: made from the job)")
+    _define_placement(define)
     define(flags.DEFINE_float, "start_timeout", 300.0, "seconds to wait for the other hosts")
     define(flags.DEFINE_string, "log_dir", None, "folder of the logs (default: logs in the --workdir of the command)")
     define(flags.DEFINE_enum, "console", "chief", "whose output to show", enum_values=supervisor.CONSOLES)
@@ -52,6 +43,28 @@ def run_main() -> None:
     _run(lambda command: _emit(command, own) if flags.FLAGS.emit else _supervise(command))
 
 
+def doctor_main() -> None:
+    """Run `distloop-doctor` and `python -m launch.doctor`: say what this machine looks like to a run."""
+    define = _definer()
+    _define_placement(define)
+    define(flags.DEFINE_string, "workdir", None, "folder of a run (default: that of the command behind --, if any)")
+    _run(_examine, example=_DOCTOR_EXAMPLE)
+
+
+def _define_placement(define: Callable[..., None]) -> None:
+    define(flags.DEFINE_string, "workers", "1", "worker processes a host, or per_gpu; one process drives all its GPUs")
+    define(
+        flags.DEFINE_enum,
+        "cluster",
+        "auto",
+        "where the other hosts are known from; auto takes what the environment and --hosts say",
+        enum_values=topology.KINDS,
+    )
+    define(flags.DEFINE_list, "hosts", [], "names of all hosts, each with a port or without: the same list on each")
+    define(flags.DEFINE_integer, "host_index", None, "which of --hosts this is, from 0 (default: found by its name)")
+    define(flags.DEFINE_integer, "port", None, "first port of a host's workers (default: made from the job)")
+
+
 def _definer() -> Callable[..., None]:
     def define(kind: Callable[..., Any], name: str, default: Any, help_text: str, **more: Any) -> None:
         values = {"help": help_text, **more}
@@ -62,17 +75,17 @@ def _definer() -> Callable[..., None]:
     return define
 
 
-def _run(main: Callable[[Sequence[str]], int]) -> None:
+def _run(main: Callable[[Sequence[str]], int], *, example: str = _EXAMPLE) -> None:
     """Parse the flags before `--`, call `main(command)` with what follows, and exit."""
     flags.DEFINE_boolean("help", False, "show this help", short_name="h", allow_hide_cpp=True)
     own, command = _split(sys.argv)
     try:
         rest = flags.FLAGS(own)
         if flags.FLAGS.help:
-            print(f"{_EXAMPLE}\n\n{flags.FLAGS.main_module_help()}")
+            print(f"{example}\n\n{flags.FLAGS.main_module_help()}")
             sys.exit(0)
         if rest[1:]:
-            raise UsageError(f"unexpected argument {rest[1]!r}; the command goes behind --, as in {_EXAMPLE}.")
+            raise UsageError(f"unexpected argument {rest[1]!r}; the command goes behind --, as in {example}.")
         sys.exit(main(command))
     except flags.Error as error:
         say(f"{str(error).rstrip('.')}. See --help.")
@@ -101,14 +114,7 @@ def _supervise(command: Sequence[str]) -> int:
         report=Path(values.report) if values.report else None,
         start_timeout_secs=values.start_timeout,
     )
-    placement = topology.Placement(
-        workers=values.workers,
-        cluster=values.cluster,
-        hosts=tuple(values.hosts),
-        host_index=values.host_index,
-        port=values.port,
-        workdir=workdir or "",
-    )
+    placement = _placement(workdir)
     gpus, cores = devices.local_gpus(os.environ), len(os.sched_getaffinity(0))
 
     def make_plan() -> tuple[topology.Topology, list[plan.Worker]]:
@@ -122,6 +128,30 @@ def _supervise(command: Sequence[str]) -> int:
         return 0
     return supervisor.supervise(
         make_plan, settings, facts=lambda found: agreement.facts(command, found, gpus=len(gpus))
+    )
+
+
+def _examine(command: Sequence[str]) -> int:
+    from distloop.launcher import doctor  # which runs do not need
+
+    workdir = flags.FLAGS.workdir or emit_settings.workdir_of(command)
+
+    def resolve() -> topology.Topology:
+        gpus = devices.local_gpus(os.environ)
+        return topology.resolve(_placement(workdir), os.environ, gpus=gpus, is_here=is_this_machine)
+
+    return doctor.run(resolve, os.environ, workdir=workdir)
+
+
+def _placement(workdir: str | None) -> topology.Placement:
+    values = flags.FLAGS
+    return topology.Placement(
+        workers=values.workers,
+        cluster=values.cluster,
+        hosts=tuple(values.hosts),
+        host_index=values.host_index,
+        port=values.port,
+        workdir=workdir or "",
     )
 
 

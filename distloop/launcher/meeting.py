@@ -149,7 +149,8 @@ class Meeting:
                 self._lose(connection, late)
             self._wait()
             if now > say_next and said != (said := self.missing()):
-                say(f"waiting for {said}; for {begin + limit_secs - now:.0f} s at most.")
+                what = "the run is over here, as others are to hear: waiting" if self._ended else "waiting"
+                say(f"{what} for {said}; for {begin + limit_secs - now:.0f} s at most.")
                 say_next = now + _QUIET_SECS
 
     def _missing(self) -> list[_Peer]:

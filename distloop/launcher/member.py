@@ -13,7 +13,6 @@ from distloop.config import PeerLostError
 from distloop.launcher import error_record, processes, report
 from distloop.launcher.beacon import VARIABLE as BEACON
 from distloop.launcher.beacon import Beacon
-from distloop.launcher.error_record import VARIABLE as ERROR_FILE
 from distloop.launcher.logs import Console, Log, open_terminal, tail
 from distloop.launcher.plan import Worker
 from distloop.launcher.report import Failure
