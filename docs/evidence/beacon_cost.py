@@ -22,6 +22,7 @@ CALLS, STEPS = 60, 500
 
 
 def main() -> None:
+    """Measure, and print a line for each figure."""
     replicas = int(sys.argv[1]) if len(sys.argv) > 1 else 1
     runtime.initialize(replicas=replicas, seed=0, precision="float32")
     name = choose("auto", cluster=Cluster(), replicas=replicas)
