@@ -10,12 +10,12 @@ An evaluator (task type `evaluator`, whether listed in `cluster` or not) is no p
 
 import functools
 import json
-import os
 import socket
 from dataclasses import dataclass
 from typing import Any
 
-from distloop.config import PortTakenError, UsageError, check_address
+from distloop.config import UsageError, check_address
+from distloop.launcher.wire import listen
 
 _ADVICE = "unset it, and let python -m launch.run write it"
 
@@ -114,15 +114,7 @@ def check_own_address(cluster: Cluster) -> None:
             f"TF_CONFIG gives this worker (number {cluster.index}) the address {address}, which this machine does not "
             "have; give every machine its own task index, and an address of its own network interfaces."
         )
-    try:
-        dual = socket.has_dualstack_ipv6()  # on all interfaces, as TensorFlow does
-        family = socket.AF_INET6 if dual else socket.AF_INET
-        socket.create_server(("", int(port)), family=family, dualstack_ipv6=dual).close()
-    except OSError as error:
-        raise PortTakenError(
-            f"port {port} of this worker ({address} in TF_CONFIG) cannot be had ({os.strerror(error.errno or 0)}); end "
-            "the process that has it (ss -tlnp shows it), or use another port."
-        ) from error
+    listen(int(port)).close()
 
 
 def is_this_machine(host: str) -> bool | None:

@@ -12,68 +12,68 @@ from absl import flags
 
 from distloop.cluster import is_this_machine
 from distloop.config import PreflightError, UsageError
-from distloop.launcher import agreement, devices, emit_settings, plan, supervisor, topology, watchdog
+from distloop.launcher import agreement, devices, emit_settings, plan, readiness, supervisor, topology, watchdog
 from distloop.launcher.fault import parse_faults
-from distloop.launcher.logs import say
 from distloop.launcher.processes import free_ports
+from distloop.say import say
 
 _EXAMPLE = "python -m launch.run --workers=2 -- python -m launch.train --task=mnist_cnn --workdir=runs/two"
 
 
 def run_main() -> None:
     """Run `distloop-run` and `python -m launch.run`: supervise a command in one or several processes."""
-    define = _definer()
-    define(flags.DEFINE_string, "workers", "1", "worker processes a host, or per_gpu; one process drives all its GPUs")
-    define(
-        flags.DEFINE_enum,
-        "cluster",
-        "auto",
-        "where the other hosts are known from; auto takes what the environment and --hosts say",
-        enum_values=topology.KINDS,
-    )
-    define(flags.DEFINE_list, "hosts", [], "names of all hosts, each with a port or without: the same list on each")
-    define(flags.DEFINE_integer, "host_index", None, "which of --hosts this is, from 0 (default: found by its name)")
-    define(flags.DEFINE_integer, "port", None, "first port of a host's workers (default: made from the job)")
-    define(flags.DEFINE_float, "start_timeout", 300.0, "seconds to wait for the other hosts")
-    define(flags.DEFINE_string, "log_dir", None, "folder of the logs (default: logs in the --workdir of the command)")
-    define(flags.DEFINE_enum, "console", "chief", "whose output to show", enum_values=supervisor.CONSOLES)
-    define(flags.DEFINE_integer, "max_restarts", 3, "restarts in a row without a new checkpoint")
-    define(flags.DEFINE_float, "grace", 30.0, "seconds for all workers to stop with a checkpoint, after SIGTERM")
-    define(flags.DEFINE_string, "hang_timeout", "", "PHASE:SECONDS,...: limits without progress, not learned ones")
-    define(flags.DEFINE_string, "fault", "", "RANK:STEP:KIND,...: rehearse a fault, the first in the first attempt")
-    define(flags.DEFINE_string, "report", None, "file that gets the cause of a failure, too")
-    define(flags.DEFINE_boolean, "dry_run", False, "print the commands of this host's workers and start nothing")
+    _define_placement()
+    _define(flags.DEFINE_float, "start_timeout", 300.0, "seconds to wait for the other hosts")
+    _define(flags.DEFINE_string, "log_dir", None, "folder of the logs (default: logs in the --workdir of the command)")
+    _define(flags.DEFINE_enum, "console", "chief", "whose output to show", enum_values=supervisor.CONSOLES)
+    _define(flags.DEFINE_integer, "max_restarts", 3, "restarts in a row without a new checkpoint")
+    _define(flags.DEFINE_float, "grace", 30.0, "seconds for all workers to stop with a checkpoint, after SIGTERM")
+    _define(flags.DEFINE_string, "hang_timeout", "", "PHASE:SECONDS,...: limits without progress, not learned ones")
+    _define(flags.DEFINE_string, "fault", "", "RANK:STEP:KIND,...: rehearse a fault, the first in the first attempt")
+    _define(flags.DEFINE_string, "report", None, "file that gets the cause of a failure, too")
+    _define(flags.DEFINE_boolean, "dry_run", False, "print the commands of this host's workers and start nothing")
     own = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])]
-    define(
-        flags.DEFINE_enum, "emit", None, "print a file that starts the run elsewhere", enum_values=emit_settings.KINDS
-    )
+    kinds = emit_settings.KINDS
+    _define(flags.DEFINE_enum, "emit", None, "print a file that starts the run elsewhere", enum_values=kinds)
     for setting in fields(emit_settings.Settings):
         kind = flags.DEFINE_integer if isinstance(setting.default, int) else flags.DEFINE_string
-        define(kind, setting.name, setting.default, f"with --emit: {setting.metadata['help']}")
-    _run(lambda command: _emit(command, own) if flags.FLAGS.emit else _supervise(command))
+        _define(kind, setting.name, setting.default, f"with --emit: {setting.metadata['help']}")
+    _run(lambda command: _emit(command, own) if flags.FLAGS.emit else _supervise(command), example=_EXAMPLE)
 
 
-def _definer() -> Callable[..., None]:
-    def define(kind: Callable[..., Any], name: str, default: Any, help_text: str, **more: Any) -> None:
-        values = {"help": help_text, **more}
-        kind(name, default, **values)
-        # Shown by --help, which lists the flags of the script and not those of the modules it imports.
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
-
-    return define
+def doctor_main() -> None:
+    """Run `distloop-doctor` and `python -m launch.doctor`: what this machine and its cluster look like."""
+    _define_placement()
+    _define(flags.DEFINE_string, "workdir", None, "folder of a run, whose disk is looked at")
+    _run(_examine, example="python -m launch.doctor --hosts=a,b --workdir=runs/first")
 
 
-def _run(main: Callable[[Sequence[str]], int]) -> None:
+def _define_placement() -> None:
+    _define(flags.DEFINE_string, "workers", "1", "worker processes a host, or per_gpu; one process drives all its GPUs")
+    where = "where the other hosts are known from; auto takes what the environment and --hosts say"
+    _define(flags.DEFINE_enum, "cluster", "auto", where, enum_values=topology.KINDS)
+    _define(flags.DEFINE_list, "hosts", [], "names of all hosts, each with a port or without: the same list on each")
+    _define(flags.DEFINE_integer, "host_index", None, "which of --hosts this is, from 0 (default: found by its name)")
+    _define(flags.DEFINE_integer, "port", None, "first port of a host's workers (default: made from the job)")
+
+
+def _define(kind: Callable[..., Any], name: str, default: Any, help_text: str, **more: Any) -> None:
+    kind(name, default, **{"help": help_text, **more})
+    # Shown by --help, which lists the flags of the script and not those of the modules it imports.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+
+
+def _run(main: Callable[[Sequence[str]], int], *, example: str) -> None:
     """Parse the flags before `--`, call `main(command)` with what follows, and exit."""
-    flags.DEFINE_boolean("help", False, "show this help", short_name="h", allow_hide_cpp=True)
+    flags.DEFINE_boolean("help", False, "show this help", short_name="h")
     own, command = _split(sys.argv)
     try:
         rest = flags.FLAGS(own)
         if flags.FLAGS.help:
-            print(f"{_EXAMPLE}\n\n{flags.FLAGS.main_module_help()}")
+            print(f"{example}\n{flags.FLAGS.main_module_help()}")
             sys.exit(0)
         if rest[1:]:
-            raise UsageError(f"unexpected argument {rest[1]!r}; the command goes behind --, as in {_EXAMPLE}.")
+            raise UsageError(f"unexpected argument {rest[1]!r}; expected flags, as in {example}.")
         sys.exit(main(command))
     except flags.Error as error:
         say(f"{str(error).rstrip('.')}. See --help.")
@@ -102,18 +102,11 @@ def _supervise(command: Sequence[str]) -> int:
         report=Path(values.report) if values.report else None,
         start_timeout_secs=values.start_timeout,
     )
-    placement = topology.Placement(
-        workers=values.workers,
-        cluster=values.cluster,
-        hosts=tuple(values.hosts),
-        host_index=values.host_index,
-        port=values.port,
-        workdir=workdir or "",
-    )
     gpus, cores = devices.local_gpus(os.environ), len(os.sched_getaffinity(0))
+    resolve = _resolver(workdir, gpus)
 
     def make_plan() -> tuple[topology.Topology, list[plan.Worker]]:
-        found = topology.resolve(placement, os.environ, gpus=gpus, is_here=is_this_machine)
+        found = resolve()
         if found.needs_ports:
             found = found.with_ports(free_ports(len(found.here.ports)))
         return found, plan.make_plan(found, command, os.environ, gpus=gpus, cores=cores)
@@ -122,15 +115,41 @@ def _supervise(command: Sequence[str]) -> int:
         print(*map(plan.shell_line, make_plan()[1]), sep="\n")
         return 0
     return supervisor.supervise(
-        make_plan, settings, facts=lambda found: agreement.facts(command, found, gpus=len(gpus))
+        make_plan,
+        settings,
+        facts=lambda found: agreement.facts(command, found, gpus=len(gpus)),
+        check_host=lambda: readiness.check_host(command, gpus=gpus, workdir=workdir),
     )
+
+
+def _resolver(workdir: str | None, gpus: Sequence[str]) -> Callable[[], topology.Topology]:
+    """Return a function that finds the workers from the flags and the environment."""
+    values = flags.FLAGS
+    placement = topology.Placement(
+        workers=values.workers,
+        cluster=values.cluster,
+        hosts=tuple(values.hosts),
+        host_index=values.host_index,
+        port=values.port,
+        workdir=workdir or "",
+    )
+    return lambda: topology.resolve(placement, os.environ, gpus=gpus, is_here=is_this_machine)
+
+
+def _examine(arguments: Sequence[str]) -> int:
+    if arguments:
+        raise UsageError(f"unexpected argument {arguments[0]!r}; expected flags: see --help.")
+    from distloop.launcher import doctor  # which a run does not need
+
+    workdir = flags.FLAGS.workdir
+    return doctor.run(_resolver(workdir, devices.local_gpus(os.environ)), os.environ, workdir=workdir)
 
 
 def _emit(command: Sequence[str], run_flags: Sequence[str]) -> int:
     from distloop.launcher.emit import emit  # which few runs need
 
     values = flags.FLAGS
-    settings = {setting.name: values[setting.name].value for setting in fields(emit_settings.Settings)}
+    settings: dict[str, Any] = {setting.name: values[setting.name].value for setting in fields(emit_settings.Settings)}
     text = emit(
         values.emit,
         emit_settings.Settings(**settings),

@@ -230,7 +230,8 @@ class Lifecycle:
     def _tell_the_others(self, error: Exception) -> None:
         """Make the other workers fail now, with this error's text; else they wait until this process has ended."""
         if self.workers.num_workers > 1:
-            text = f"CoordinationServiceError: worker {self.workers.index} failed: {type(error).__name__}: {error}"
+            # Each repeats it, so it is short.
+            text = f"CoordinationServiceError: worker {self.workers.index} failed: {error_record.summary(error)}"
             with contextlib.suppress(Exception):  # the service may have gone, too
                 service: Any = tf_context.context()
                 service.report_error_to_cluster(tf.errors.INTERNAL, text)

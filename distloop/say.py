@@ -5,4 +5,5 @@ import sys
 
 def say(sentence: str) -> None:
     """Print a sentence that a person must see, whatever becomes of stdout."""
-    print(f"distloop: {sentence}", file=sys.stderr, flush=True)
+    start = "\r\x1b[K" if sys.stderr.isatty() else ""  # a progress bar may stand there
+    print(f"{start}distloop: {sentence}", file=sys.stderr, flush=True)

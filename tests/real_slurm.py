@@ -26,7 +26,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/%n.pid
@@ -38,7 +38,7 @@ MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 GresTypes=gpu
-SchedulerParameters=batch_sched_delay=0,sched_interval=2,requeue_delay=1
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0
 KillWait=5
 ReturnToService=2
 PartitionName=test Nodes=ALL Default=YES
@@ -72,8 +72,18 @@ def cluster(folder: Path, nodes: Sequence[str], *, cpus: int = 4, gpus: int = 4)
             if name == "munged":
                 _wait_for((folder / "munge.socket").exists)
         _wait_for(lambda: _states(environment) == {"idle"})
-        daemons.callback(_end_jobs, environment)
+        daemons.callback(end_jobs, environment)
         yield environment
+
+
+def left(folder: Path) -> list[str]:
+    """Return the commands of the processes that belong to a Slurm in `folder`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"SLURM_CONF={folder}/".encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+    return found
 
 
 def _write_config(folder: Path, nodes: Sequence[str], ports: Iterator[int], *, cpus: int, gpus: int) -> None:
@@ -99,7 +109,7 @@ def _states(environment: Mapping[str, str]) -> set[str]:
     return set(subprocess.run(command, env=environment, capture_output=True, text=True).stdout.split())
 
 
-def _end_jobs(environment: Mapping[str, str]) -> None:
+def end_jobs(environment: Mapping[str, str]) -> None:
     """End all jobs, so that no process of theirs outlives the daemons."""
 
     def jobs() -> list[str]:

@@ -1,4 +1,5 @@
 import json
+import os
 import socket
 
 import pytest
@@ -124,8 +125,15 @@ def test_a_port_that_is_taken_on_any_interface_is_told(listening_at):
     family = socket.AF_INET6 if ":" in listening_at else socket.AF_INET
     with socket.create_server((listening_at, 0), family=family) as other:
         port = other.getsockname()[1]
-        with pytest.raises(PortTakenError, match=rf"port {port} of this worker \(localhost:{port} in TF_CONFIG\)"):
+        with pytest.raises(PortTakenError, match=f"port {port} of this host is taken by process {os.getpid()} "):
             check_own_address(Cluster((f"localhost:{port}", "b:1"), 0))
+
+
+def test_a_process_that_trains_twice_has_its_port_already():
+    (port,) = free_ports(1)
+    check_own_address(Cluster((f"localhost:{port}", "b:1"), 0))
+    with socket.create_server(("localhost", port)):  # as TensorFlow then does
+        check_own_address(Cluster((f"localhost:{port}", "b:1"), 0))
 
 
 def test_one_worker_needs_no_address():
@@ -140,7 +148,7 @@ def test_a_worker_says_before_tensorflow_starts_that_its_port_is_taken(tmp_path)
             TF_CONFIG=to_tf_config(Cluster(addresses, 0)),
             limit_secs=60,
         )
-    assert (code, "cannot be had (Address already in use)" in err) == (PortTakenError.exit_code, True)
+    assert (code, f"is taken by process {os.getpid()} " in err) == (PortTakenError.exit_code, True)
     (file,) = (tmp_path / "errors").iterdir()
     record = json.loads(file.read_text())
     assert (record["type"], record["collateral"]) == ("PortTakenError", False)

@@ -135,7 +135,7 @@ def test_who_does_not_come_is_named_with_the_reason(there, expected):
 
 def test_a_name_that_does_not_resolve_is_told():
     error = meet((places(1)[0], Place("nosuch.invalid", (7,))), 0, limit_secs=0.5)
-    assert "host nosuch.invalid (port 7), which has a name that does not resolve" in str(error)
+    assert "host nosuch.invalid (port 7), which does not resolve to an address (" in str(error)
 
 
 def test_of_many_missing_hosts_some_are_named():
@@ -272,7 +272,17 @@ def test_a_port_of_this_host_that_is_taken_is_told_at_once_with_its_holder():
     with socket.create_server(("127.0.0.1", where[0].ports[0])), pytest.raises(PortTakenError) as caught:
         rendezvous.meet(Topology(where, 0), "job", FACTS, limit_secs=20, stop=lambda: False)
     assert str(caught.value).startswith(f"port {where[0].ports[0]} of this host is taken by process {os.getpid()} (")
-    assert str(caught.value).endswith("); end it, or give another --port on every host.")
+    assert str(caught.value).endswith(
+        "); end it, or give another --port on every host (or in TF_CONFIG, where that is set by hand)."
+    )
+
+
+def test_others_hear_that_a_port_is_taken():
+    where = places(1, 1, 1)
+    with socket.create_server(("127.0.0.2", where[1].ports[0])):
+        first, taken, last = all_meet(where)
+    assert isinstance(taken, PortTakenError)
+    assert first == last == Ended("127.0.0.2", PreflightError.exit_code, str(taken))
 
 
 def test_a_request_to_stop_ends_the_waiting():

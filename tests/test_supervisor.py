@@ -318,11 +318,41 @@ def test_a_slow_worker_is_left_alone_for_others_wait_for_it(tmp_path):
     program = (
         "tell('compile', 0); time.sleep(.1); tell('step', 1); meet('ready')\n"
         "if rank == 0: tell('save', 1); time.sleep(3); tell('step', 2)\n"
-        "else: time.sleep(3.2)\n"
-        "tell('end', 2)"
+        "meet('saved'); tell('end', 2)"
     )
-    code, _, err = run(program, tmp_path, flags=["--hang_timeout=step:0.5,save:60"])
+    code, _, err = run(program, tmp_path, flags=["--hang_timeout=step:1,save:60"])
     assert (code, err) == (0, "")
+
+
+def test_a_port_that_was_taken_meanwhile_is_replaced_by_another_one(tmp_path):
+    program = (
+        "print(os.environ['TF_CONFIG'])\n"
+        "if attempt() == 0: fail('the port is taken', step=0, exit_code=69, kind='PortTakenError')\n"
+        "tell('end', 0)"
+    )
+    code, _, err = run(program, tmp_path)
+    assert code == 0, err
+    ports = [set(re.findall(r":(\d{4,5})", log(tmp_path, 0, attempt))) for attempt in (0, 1)]
+    assert len(ports[0]) == len(ports[1]) == 2
+    assert not ports[0] & ports[1]
+
+
+def test_the_report_and_the_logs_are_where_the_flags_say(tmp_path):
+    program = "print(sys.argv); sys.exit(3)"
+    arguments = [*command(program, workers=1, flags=["--report=told"]), "--workdir=runs/one"]
+    code, _, err = harness.run(*arguments, fresh=True, cwd=tmp_path)
+    assert code == 3
+    assert (tmp_path / "told").read_text() == err
+    assert (tmp_path / "runs/one/logs/rank_0/attempt_0.log").exists()
+    code, _, _ = harness.run(*command(program, workers=1, flags=["--log_dir=there"]), fresh=True, cwd=tmp_path)
+    assert (tmp_path / "there/rank_0/attempt_0.log").exists()
+
+
+def test_a_program_that_is_not_there_is_told_before_anything_starts(tmp_path):
+    code, _, err = harness.run("-m", "launch.run", "--", "no-such-program", fresh=True, cwd=tmp_path)
+    assert code == 69
+    assert f"distloop: host {os.uname().nodename}: there is no program no-such-program on PATH; install it" in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_fault_is_for_one_rank_and_one_attempt(tmp_path):
@@ -355,7 +385,7 @@ def test_a_dry_run_prints_lines_that_a_shell_can_run_and_starts_nothing(tmp_path
     ("arguments", "sentence"),
     [
         ([], "there is no command; expected one behind --, as in python -m launch.run"),
-        (["x"], "unexpected argument 'x'; the command goes behind --"),
+        (["x"], "unexpected argument 'x'; expected flags, as in python -m launch.run"),
         (["--worker=2", "--", "true"], "Unknown command line flag 'worker'. Did you mean: workers ?. See --help."),
         (["--console=some", "--", "true"], "console"),
         (["--hang_timeout=walk:3", "--", "true"], "hang_timeout has 'walk:3'; expected PHASE:SECONDS, such as step:60"),

@@ -13,23 +13,28 @@ _CURES = {
 }
 
 
+def versions() -> dict[str, str]:
+    """Return the versions that matter, "none" for what is not installed."""
+    from importlib import metadata  # takes 25 ms, which a run on one host does not need
+
+    import distloop
+
+    found = {"distloop": distloop.__version__, "python": ".".join(map(str, sys.version_info[:3]))}
+    for name in ("tensorflow", "keras"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
 def facts(command: Sequence[str], topology: Topology, *, gpus: int) -> dict[str, Any]:
     """Return what must be the same on all hosts: versions, workers, the GPUs of a place, the command's arguments.
 
     The path of the program and --data_dir are each host's own matter.
     """
-    from importlib import metadata  # takes 25 ms, which a run on one host does not need
-
-    import distloop
-
-    versions = {"distloop": distloop.__version__, "python": ".".join(map(str, sys.version_info[:3]))}
-    for name in ("tensorflow", "keras"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "none"
     arguments = [argument for argument in command[1:] if not argument.startswith("--data_dir=")]
-    return {**versions, "workers": list(topology.addresses), "gpus": gpus, "command": arguments}
+    return {**versions(), "workers": list(topology.addresses), "gpus": gpus, "command": arguments}
 
 
 def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], expected: int | None) -> str | None:

@@ -10,7 +10,8 @@ from distloop.config import UsageError
 KINDS = ("sbatch", "jobset", "job", "tfjob", "tpu")
 _IN_PODS = ("jobset", "job", "tfjob")
 _LONGEST_NAME = 40  # of 63 in a host name, which also has the indices of job and pod
-_PLACES = ("cluster", "hosts", "host_index", "report")  # flags that say where a supervisor is: the file says it
+_PLACES = ("cluster", "hosts", "host_index")  # flags that say where a supervisor is: the file says it
+_OURS = {**dict.fromkeys(KINDS, _PLACES), **dict.fromkeys(_IN_PODS, (*_PLACES, "report"))}
 
 
 def _setting(default: Any, help_text: str) -> Any:
@@ -69,9 +70,13 @@ class Request:
                 f"name is {settings.name!r}; expected at most {_LONGEST_NAME} lower-case letters, digits and '-', "
                 "a letter first: it becomes part of host names."
             )
-        for name in _PLACES:
-            if any(re.match(rf"--?{name}(=|$)", word) for word in self.run_flags):
+        for name in _OURS[self.kind]:
+            if self.has_run_flag(name):
                 raise UsageError(f"--emit={self.kind} writes --{name} itself; leave it out.")
+        if self.kind in ("tfjob", "tpu") and self.has_run_flag("workers"):
+            raise UsageError(
+                f"--emit={self.kind} starts one worker a host, which drives all its devices; drop --workers."
+            )
         needed = (
             ("image", "tpu_type", "tpu_zone") if self.kind == "tpu" else ("image",) if self.kind in _IN_PODS else ()
         )
@@ -80,6 +85,10 @@ class Request:
                 raise UsageError(f"--emit={self.kind} needs --{name}: {_help(name)}.")
         if self.kind in _IN_PODS:
             self._check_volume()
+
+    def has_run_flag(self, name: str) -> bool:
+        """Tell whether this flag of the run was given."""
+        return any(re.match(rf"--?{name}(=|$)", word) for word in self.run_flags)
 
     def _check_volume(self) -> None:
         volume, workdir = self.settings.volume, workdir_of(self.command)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import socket
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 from distloop.config import PeerLostError
 
 VARIABLE = "DISTLOOP_ERROR_FILE"
+_LONGEST = 300  # characters of a summary
 
 
 def describe(error: BaseException, *, phase: str, step: int, collateral: bool = False) -> dict[str, Any]:
@@ -30,6 +32,7 @@ def describe(error: BaseException, *, phase: str, step: int, collateral: bool = 
         "exit_code": PeerLostError.exit_code if collateral else getattr(error, "exit_code", 1),
         "type": type(error).__name__,
         "message": str(error),
+        "summary": summary(error),
         "traceback": "".join(traceback.format_exception(error)),
         "time": time.time(),
         "versions": {
@@ -37,6 +40,15 @@ def describe(error: BaseException, *, phase: str, step: int, collateral: bool = 
             **{name: sys.modules[name].__version__ for name in ("tensorflow", "keras") if name in sys.modules},
         },
     }
+
+
+def summary(error: BaseException) -> str:
+    """Return type and message in a line; of an error that TensorFlow wraps into another one, the inner one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    inner = [line for line in lines[1:] if re.match(r"[\w.]*(Error|Exception|Interrupt): ", line)]
+    if lines and lines[0].startswith("Graph execution error") and inner:
+        return f"{inner[-1][:_LONGEST]} ({type(error).__name__})"
+    return f"{type(error).__name__}: {lines[0][:_LONGEST]}" if lines else type(error).__name__
 
 
 def hand_over(content: dict[str, Any]) -> None:

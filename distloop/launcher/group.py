@@ -12,11 +12,12 @@ from distloop.config import NotFiniteError, Stopped
 from distloop.launcher import member as members_lib
 from distloop.launcher import processes, report
 from distloop.launcher.interrupts import Interrupts
-from distloop.launcher.logs import Log, say
+from distloop.launcher.logs import Log
 from distloop.launcher.member import Member
 from distloop.launcher.policy import Ending
 from distloop.launcher.report import Failure
 from distloop.launcher.watchdog import Watchdog
+from distloop.say import say
 
 HUNG_CODE = 124  # as timeout(1) says
 _ALIKE = (Stopped.exit_code, NotFiniteError.exit_code)  # all workers end so, once each is done

@@ -137,12 +137,6 @@ def open_terminal() -> tuple[int, int]:
     return reader, writer
 
 
-def say(sentence: str) -> None:
-    """Print a line of the supervisor's own to stderr."""
-    start = "\r\x1b[K" if sys.stderr.isatty() else ""  # a worker's progress bar may stand there
-    print(f"{start}distloop: {sentence}", file=sys.stderr, flush=True)
-
-
 def next_attempt(folder: Path) -> int:
     """Return the number after that of the last attempt whose log is in `folder`."""
     found = (re.fullmatch(r"attempt_(\d+)\.log", path.name) for path in folder.glob("attempt_*.log"))

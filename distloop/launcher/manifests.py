@@ -104,10 +104,9 @@ def _job_spec(
 
 def _pod(request: Request, addresses: list[str]) -> dict[str, Any]:
     settings = request.settings
-    given = any(word.lstrip("-").startswith("start_timeout") for word in request.run_flags)
     flags = [
         *([f"--hosts={','.join(addresses)}"] if len(addresses) > 1 else []),
-        *([] if given else [f"--start_timeout={_START_SECS}"]),
+        *([] if request.has_run_flag("start_timeout") else [f"--start_timeout={_START_SECS}"]),
         f"--report={REPORT}",
         *request.run_flags,
     ]

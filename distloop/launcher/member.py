@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distloop.config import PeerLostError
-from distloop.launcher import processes, report
+from distloop.launcher import error_record, processes, report
 from distloop.launcher.beacon import VARIABLE as BEACON
 from distloop.launcher.beacon import Beacon
-from distloop.launcher.error_record import VARIABLE as ERROR_FILE
 from distloop.launcher.logs import Console, Log, open_terminal, tail
 from distloop.launcher.plan import Worker
 from distloop.launcher.report import Failure
@@ -64,7 +63,7 @@ def start(
     error_file = log_path.with_suffix(".error.json")
     log = Log(log_path, reader, console, rank=worker.rank if prefixed else None, terminal=terminal)
     settings = {"PYTHONUNBUFFERED": "1", **os.environ, **worker.environment, **added}  # a killed worker cannot flush
-    settings |= {BEACON: str(beacon.descriptor), ERROR_FILE: str(error_file)}
+    settings |= {BEACON: str(beacon.descriptor), error_record.VARIABLE: str(error_file)}
     environment = {name: value for name, value in settings.items() if value is not None}
     try:
         process = processes.start(
@@ -81,17 +80,16 @@ def known_failure(member: Member, *, oom_kills: int) -> Failure | None:
     code = member.process.returncode
     if record is not None:
         unexpected = record["exit_code"] == 1
-        error = f"{record['type']}: {record['message']}"
         return Failure(
             rank=member.rank,
             host=record["host"],
             phase=record["phase"],
             step=record["step"],
-            what=error if unexpected else record["message"],
+            what=record["summary"] if unexpected else record["message"],
             log=str(member.log.path),
             when=record["time"],
             code=record["exit_code"] if code is None else processes.exit_code(code),
-            error=error,
+            error=record["summary"],
             details=record["traceback"] if unexpected else "",
             collateral=record["collateral"],
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from distloop.cluster import Cluster, to_tf_config
 from distloop.launcher.devices import own_share, share_out
+from distloop.launcher.proxies import without_proxy
 from distloop.launcher.topology import Topology
 
 # TensorFlow's threads for the parts of one operation, and those of NumPy's and other libraries' loops. TensorFlow's
@@ -30,8 +31,10 @@ def make_plan(
     `gpus` and `cores` are what the supervisor, whose environment is given, may use; several workers on a host get
     disjoint GPUs and equal shares of the cores. Raises UsageError if the GPUs cannot be shared out equally.
     """
+    hosts = [place.host for place in topology.places]
+    direct = without_proxy(environment, hosts) if len(topology.addresses) > 1 else {}
     if topology.given is not None:
-        return [Worker(topology.first_rank, tuple(command), {})]
+        return [Worker(topology.first_rank, tuple(command), direct)]
     supervisors, index = topology.neighbours
     own_gpus = own_share(gpus, environment, supervisors, index)
     workers = len(topology.here.ports)
@@ -46,7 +49,7 @@ def make_plan(
             changes["TF_CONFIG"] = None
         if worker_gpus != list(gpus):
             changes["CUDA_VISIBLE_DEVICES"] = ",".join(worker_gpus)
-        plan.append(Worker(rank, tuple(command), {**changes, **threads}))
+        plan.append(Worker(rank, tuple(command), {**changes, **threads, **direct}))
     return plan
 
 

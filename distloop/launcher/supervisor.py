@@ -9,19 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distloop.config import Stopped
+from distloop.config import PreflightError, Stopped
 from distloop.launcher import member, policy, processes, report
 from distloop.launcher.fault import VARIABLE as FAULT
 from distloop.launcher.fault import Fault
 from distloop.launcher.group import Group
 from distloop.launcher.interrupts import Interrupts
-from distloop.launcher.logs import Console, next_attempt, say
+from distloop.launcher.logs import Console, next_attempt
+from distloop.launcher.meeting import Ended
 from distloop.launcher.plan import Worker
 from distloop.launcher.policy import Ending, Restart
-from distloop.launcher.rendezvous import Ended, meet, tell_the_end
+from distloop.launcher.rendezvous import meet, tell_the_end
 from distloop.launcher.report import Failure
 from distloop.launcher.topology import Topology
 from distloop.launcher.watchdog import Watchdog
+from distloop.say import say
 
 JOB = "distloop"  # what supervisors call themselves; of which run they are, their facts say
 _TELL_SECS = 30  # for the other hosts to notice that workers are gone, and to hear why
@@ -47,51 +49,64 @@ def supervise(
     settings: Settings,
     *,
     facts: Callable[[Topology], Mapping[str, Any]],
+    check_host: Callable[[], None],
 ) -> int:
     """Run the workers of this place until they have ended well or for good; return the exit code.
 
-    `make_plan` is asked anew for each attempt, since ports can be taken meanwhile. Where there are other places, their
-    supervisors meet first, and must agree on the `facts`. Prints the cause of a failure last. Raises PreflightError.
+    `make_plan` is asked anew for each attempt, since ports can be taken meanwhile. `check_host` raises PreflightError
+    if this host cannot take part. Where there are other places, their supervisors meet before each attempt, must agree
+    on the `facts`, and hear when it is over for one of them. Prints the cause of a failure last.
     """
     processes.adopt_orphans()
     history: list[Ending] = []
     watchdog = Watchdog(settings.hang_limits)
     with Interrupts() as interrupts:
-
-        def stop() -> bool:
-            return interrupts.first is not None
-
+        topology, plan = make_plan()
+        try:
+            check_host()
+        except PreflightError as error:
+            _tell_others(topology, Ended(topology.here.host, error.exit_code, str(error)), interrupts)
+            raise
         while True:
-            topology, plan = make_plan()
-            alone = len(topology.places) == 1
-            if not alone:
-                try:
-                    ended = meet(topology, JOB, facts(topology), limit_secs=settings.start_timeout_secs, stop=stop)
-                except Stopped:
-                    return 128 + (interrupts.first or 0)
-                if ended is not None:
-                    say(f"the run is over on host {ended.host}: {ended.reason}")
-                    return ended.code
-            watchdog.start(others_elsewhere=not alone)
+            try:
+                ended = _meet_others(topology, settings, facts, interrupts)
+            except Stopped:
+                return 128 + (interrupts.first or 0)
+            if ended is not None:
+                say(f"the run is over on host {ended.host}: {ended.reason}")
+                return ended.code
+            watchdog.start(others_elsewhere=len(topology.places) > 1)
             number = next_attempt(_log_path(settings, plan[0], 0).parent)
             ending, failure = _attempt(plan, number, len(history), settings, watchdog, interrupts)
             history.append(ending)
             decision = policy.decide(history, max_restarts=settings.max_restarts)
+            why = "" if isinstance(decision, Restart) else decision.why
             if failure is not None:
-                why = "" if isinstance(decision, Restart) else decision.why
                 _write_report(settings, plan[0], number, failure, why)
+                if not isinstance(decision, Restart):
+                    what = f"rank {failure.rank}: {failure.what}"
+                    _tell_others(topology, Ended(failure.host, ending.code, what), interrupts)
+                print(report.text(failure, why_no_restart=why), file=sys.stderr, flush=True)
             if not isinstance(decision, Restart):
-                if failure is not None:
-                    if not alone:
-                        ended = Ended(failure.host, ending.code, f"rank {failure.rank}: {failure.what}")
-                        tell_the_end(topology, JOB, ended, limit_secs=_TELL_SECS, stop=stop)
-                    print(report.text(failure, why_no_restart=decision.why), file=sys.stderr, flush=True)
                 return ending.code
-            assert failure is not None
-            print(report.text(failure), file=sys.stderr, flush=True)
             say(f"all workers start again in {decision.delay:.1f} s.")
             if not _pause(decision.delay, interrupts):
                 return 128 + (interrupts.first or 0)
+            topology, plan = make_plan()
+
+
+def _meet_others(
+    topology: Topology, settings: Settings, facts: Callable[[Topology], Mapping[str, Any]], interrupts: Interrupts
+) -> Ended | None:
+    if len(topology.places) == 1:
+        return None
+    limit = settings.start_timeout_secs
+    return meet(topology, JOB, facts(topology), limit_secs=limit, stop=lambda: interrupts.first is not None)
+
+
+def _tell_others(topology: Topology, ended: Ended, interrupts: Interrupts) -> None:
+    if len(topology.places) > 1:
+        tell_the_end(topology, JOB, ended, limit_secs=_TELL_SECS, stop=lambda: interrupts.first is not None)
 
 
 def _attempt(

@@ -4,8 +4,10 @@ import contextlib
 import errno
 import json
 import os
+import selectors
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any, final
 
 from distloop.config import PortTakenError
@@ -82,7 +84,7 @@ def listen(port: int) -> socket.socket:
             raise
         raise PortTakenError(
             f"port {port} of this host is taken by {holder(port) or 'another process'}; end it, or give another --port "
-            "on every host."
+            "on every host (or in TF_CONFIG, where that is set by hand)."
         ) from error
     listener.setblocking(False)
     return listener
@@ -105,10 +107,30 @@ def dial(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socke
     return connection
 
 
+def reach(addresses: Sequence[tuple[str, int]], *, limit_secs: float) -> list[Exception | None]:
+    """Dial all addresses at once; return for each what went wrong, None if something listens there."""
+    found: list[Exception | None] = [TimeoutError(errno.ETIMEDOUT, "")] * len(addresses)
+    with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
+        for index, (host, port) in enumerate(addresses):
+            try:
+                connection = stack.enter_context(dial(*resolve(host, port)[0]))
+                selector.register(connection, selectors.EVENT_WRITE, index)
+            except (OSError, UnicodeError) as error:
+                found[index] = error
+        limit = time.monotonic() + limit_secs
+        while selector.get_map() and (left := limit - time.monotonic()) > 0:
+            for key, _ in selector.select(left):
+                connection = selector.unregister(key.fileobj).fileobj
+                assert isinstance(connection, socket.socket)
+                number = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                found[key.data] = OSError(number, os.strerror(number)) if number else None
+    return found
+
+
 def problem(error: Exception) -> str:
     """Say in words why a host could not be spoken to."""
     if isinstance(error, socket.gaierror):
-        return f"has a name that does not resolve ({error.strerror})"
+        return f"does not resolve to an address ({error.strerror})"
     if isinstance(error, OSError) and error.errno is not None:
         return _PROBLEMS.get(error.errno, f"cannot be reached ({os.strerror(error.errno)})")
     return f"{NOT_THIS_JOB}: {error}"
