@@ -87,7 +87,8 @@ def environment_of_tests() -> dict[str, str]:
     """Return the environment in which processes start, without what would tell them that they are in a test."""
     environment = {name: value for name, value in os.environ.items() if name not in ("TF_CONFIG", "FORCE_COLOR")}
     temp = {"TMPDIR": os.environ["DISTLOOP_TEST_TEMP"]} if "DISTLOOP_TEST_TEMP" in os.environ else {}
-    return {**environment, "PYTHONPATH": str(ROOT), **temp}
+    path = f"{Path(sys.executable).parent}:{environment['PATH']}"  # whose python a command in a page means
+    return {**environment, "PATH": path, "PYTHONPATH": str(ROOT), **temp}
 
 
 def kill(process: Process) -> None:

@@ -36,7 +36,7 @@ def supervise(host, everyone, tmp_path, *flags, program=PROGRAM + "print('rank',
     """Start the supervisor of a host for a small program."""
     names = ",".join(other.name for other in everyone)
     return host.start(
-        *("-m", "launch.run", f"--hosts={names}", f"--log_dir={tmp_path / 'logs'}", "--console=all", *flags),
+        *("-m", "launch.run", f"--hosts={names}", f"--logs_dir={tmp_path / 'logs'}", "--console=all", *flags),
         *("--", sys.executable, "-c", program, f"--workdir={tmp_path}"),
         **environment,
     )
