@@ -277,6 +277,14 @@ def test_a_port_of_this_host_that_is_taken_is_told_at_once_with_its_holder():
     )
 
 
+def test_others_hear_that_a_port_is_taken():
+    where = places(1, 1, 1)
+    with socket.create_server(("127.0.0.2", where[1].ports[0])):
+        first, taken, last = all_meet(where)
+    assert isinstance(taken, PortTakenError)
+    assert first == last == Ended("127.0.0.2", PreflightError.exit_code, str(taken))
+
+
 def test_a_request_to_stop_ends_the_waiting():
     stop = threading.Event()
     where = places(1, 1)

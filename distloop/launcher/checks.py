@@ -91,7 +91,7 @@ def gpus(code: int | None, answer: str, usable: Sequence[str]) -> Iterator[Line]
         yield Line("gpus", said, "the driver is in trouble: load it again, or start this machine again")
         return
     found = parse_gpus(answer)
-    models = Counter(f"{gpu.name} ({gpu.memory / 1024:.0f} GiB)" for gpu in found)
+    models = Counter(gpu.name + (f" ({gpu.memory / 1024:.0f} GiB)" if gpu.memory else "") for gpu in found)
     names = ", ".join(f"{count} x {model}" for model, count in models.items())
     drivers = " and ".join(sorted({gpu.driver for gpu in found}))
     some = "" if len(usable) == len(found) else f"; {len(usable)} may be used here: {', '.join(usable) or 'none'}"
@@ -155,12 +155,11 @@ def hosts(addresses: Sequence[tuple[str, int]], found: Sequence[Exception | None
     for (host, port), error in zip(addresses, found, strict=True):
         if not _answers(error):
             assert error is not None
+            resolves = not isinstance(error, socket.gaierror)
             mend = (
-                "correct the name, or how it is resolved"
-                if isinstance(error, socket.gaierror)
-                else "look at its firewall"
+                "is it up, and does its firewall let this port through?" if resolves else "correct the name or the DNS"
             )
-            yield Line("unreachable", f"{host} (port {port}) {problem(error)}", f"{mend}; is it up?")
+            yield Line("unreachable", f"{host} (port {port}) {problem(error)}", mend)
 
 
 def _answers(error: Exception | None) -> bool:

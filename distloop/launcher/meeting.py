@@ -100,20 +100,19 @@ class Meeting:
         self._selector = selectors.DefaultSelector()
 
     def __enter__(self) -> "Meeting":
-        try:
-            for port in self._place.ports:
-                listener = wire.listen(port)
-                self._listeners[listener.fileno()] = listener
-                self._selector.register(listener, selectors.EVENT_READ)
-        except BaseException:
-            self.__exit__()
-            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         for open_socket in [*self._listeners.values(), *(connection.socket for connection in self._connections)]:
             open_socket.close()
         self._selector.close()
+
+    def listen(self) -> None:
+        """Begin to answer on the ports of this place. Raises PortTakenError."""
+        for port in self._place.ports:
+            listener = wire.listen(port)
+            self._listeners[listener.fileno()] = listener
+            self._selector.register(listener, selectors.EVENT_READ)
 
     def is_decided(self) -> bool:
         """Tell whether all are here and know it, or nobody can start."""
@@ -149,7 +148,8 @@ class Meeting:
                 self._lose(connection, late)
             self._wait()
             if now > say_next and said != (said := self.missing()):
-                say(f"waiting for {said}; for {begin + limit_secs - now:.0f} s at most.")
+                what = "the run is over here, as others are to hear: waiting" if self._ended else "waiting"
+                say(f"{what} for {said}; for {begin + limit_secs - now:.0f} s at most.")
                 say_next = now + _QUIET_SECS
 
     def _missing(self) -> list[_Peer]:

@@ -31,7 +31,8 @@ def make_plan(
     `gpus` and `cores` are what the supervisor, whose environment is given, may use; several workers on a host get
     disjoint GPUs and equal shares of the cores. Raises UsageError if the GPUs cannot be shared out equally.
     """
-    direct = without_proxy(environment, [place.host for place in topology.places])
+    hosts = [place.host for place in topology.places]
+    direct = without_proxy(environment, hosts) if len(topology.addresses) > 1 else {}
     if topology.given is not None:
         return [Worker(topology.first_rank, tuple(command), direct)]
     supervisors, index = topology.neighbours

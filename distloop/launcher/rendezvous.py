@@ -1,5 +1,6 @@
 """Before each attempt the supervisors of all hosts meet; one whose run is over says so there."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,15 +20,20 @@ def meet(
     who is missing after `limit_secs`, or at once (on all hosts) who differs; PortTakenError; Stopped.
     """
     with Meeting(topology, job, facts) as meeting:
-        meeting.run(meeting.is_decided, limit_secs=limit_secs, stop=stop)
-        if not meeting.problem and (meeting.heard or not meeting.missing()):
-            return meeting.heard
-        reason = meeting.problem or (
-            f"waited {limit_secs:.0f} s for {meeting.missing()}. Start the same command on every host, or give more "
-            "time with --start_timeout."
-        )
-        meeting.tell(Ended(topology.here.host, PreflightError.exit_code, reason), limit_secs=TELL_SECS, stop=stop)
-        raise PreflightError(reason)
+        try:
+            meeting.listen()
+            meeting.run(meeting.is_decided, limit_secs=limit_secs, stop=stop)
+            if not meeting.problem and (meeting.heard or not meeting.missing()):
+                return meeting.heard
+            raise PreflightError(
+                meeting.problem
+                or f"waited {limit_secs:.0f} s for {meeting.missing()}. Start the same command on every host, or give "
+                "more time with --start_timeout."
+            )
+        except PreflightError as error:
+            ended = Ended(topology.here.host, error.exit_code, str(error))
+            meeting.tell(ended, limit_secs=TELL_SECS, stop=stop)
+            raise
 
 
 def tell_the_end(topology: Topology, job: str, ended: Ended, *, limit_secs: float, stop: Callable[[], bool]) -> None:
@@ -35,8 +41,7 @@ def tell_the_end(topology: Topology, job: str, ended: Ended, *, limit_secs: floa
 
     Return when all have heard it or have ended too, after `limit_secs`, or when asked to stop.
     """
-    try:
-        with Meeting(topology, job, {}) as meeting:
-            meeting.tell(ended, limit_secs=limit_secs, stop=stop)
-    except (PortTakenError, Stopped):
-        return  # nothing more can be said
+    with Meeting(topology, job, {}) as meeting, contextlib.suppress(Stopped):
+        with contextlib.suppress(PortTakenError):  # it can still dial
+            meeting.listen()
+        meeting.tell(ended, limit_secs=limit_secs, stop=stop)
