@@ -20,6 +20,7 @@ from distloop.cluster import from_tf_config
 from distloop.config import NotFiniteError, PeerLostError, PreflightError, Stopped, UsageError
 from distloop.launcher.emit import emit
 from distloop.launcher.emit_settings import KINDS, Settings
+from distloop.launcher.group import HUNG_CODE
 from distloop.launcher.plan import make_plan
 from distloop.launcher.processes import free_ports
 from distloop.launcher.topology import Placement, resolve
@@ -149,9 +150,8 @@ def answer_of_jobset(made, code, *, disrupted=False):
     return "RestartJobSet"
 
 
-HUNG = 124
 FOR_GOOD = [1, UsageError.exit_code, NotFiniteError.exit_code, PreflightError.exit_code]
-COUNTED = [HUNG, 130, 137, PeerLostError.exit_code]
+COUNTED = [HUNG_CODE, 130, 137, PeerLostError.exit_code]
 
 
 @pytest.mark.parametrize(
