@@ -18,7 +18,8 @@ if _TYPE_CHECKING:  # the same table as below, in the form that type checkers an
         UsageError,
     )
     from distloop.datasets import load_tfds
-    from distloop.experiment import evaluate, train
+    from distloop.evaluation import evaluate
+    from distloop.experiment import train
     from distloop.gradients import minimize
     from distloop.keras_metrics import keras_metric
     from distloop.metrics import Metric, gather, mean
@@ -40,7 +41,7 @@ _HOMES = {
     "in_memory": "caching",
     "on_disk": "caching",
     "load_tfds": "datasets",
-    "evaluate": "experiment",
+    "evaluate": "evaluation",
     "train": "experiment",
     "minimize": "gradients",
     "keras_metric": "keras_metrics",

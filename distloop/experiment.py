@@ -1,24 +1,24 @@
-"""`train(task, config)` and `evaluate(task, config)`: how the parts make a run, from top to bottom."""
+"""`train(task, config)`: how the parts make a run, from top to bottom."""
 
 import copy
 import itertools
 import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import tensorflow as tf
 
 from distloop import actions, cluster, preflight, startup, workdir
-from distloop.config import RunConfig, Stopped, UsageError, shaping_settings
+from distloop.config import RunConfig, Stopped, shaping_settings
 from distloop.console import Display
-from distloop.data import Stream
+from distloop.evaluation import evaluator
 from distloop.finetune import Loaded, load_weights
 from distloop.guard import stop_if_not_finite
 from distloop.lifecycle import Lifecycle
-from distloop.loop import Evaluation, OpenCall, Progress, evaluate_once, train_steps
+from distloop.loop import OpenCall, Progress, train_steps
 from distloop.startup import Setup
-from distloop.steps import held, separate_seeds
+from distloop.steps import separate_seeds
 from distloop.task import Task, named_variables
 from distloop.writers import make_writer
 
@@ -63,10 +63,11 @@ def _train(
     stream, eval_stream = startup.train_stream(setup), startup.eval_stream(setup)
     data_facts = startup.compare_streams(setup, loaded, data=stream, evaluation=eval_stream)
     preflight.check_reduction(setup.strategy, setup.workers)
-    life.phase, life.first_step = "compile", start_step
+    life.first_step = start_step  # before the phase, which is told at once: the supervisor counts attempts by it
+    life.phase = "compile"
     call = startup.compiled(setup, setup.task.train_step, stream, first_step=start_step, training=True, stop=stop)
     life.training = call.position
-    evaluate_now = _evaluator(setup, life, eval_stream, stop, best_metric=config.best_metric)
+    evaluate_now = evaluator(setup, life, eval_stream, stop, best_metric=config.best_metric)
     total_steps = config.total_steps(stream.steps_per_epoch)
     eval_every = config.eval_every_steps or stream.steps_per_epoch
     save_every = config.checkpoint_every_steps or stream.steps_per_epoch
@@ -143,53 +144,6 @@ def _stop(
         f"stopped after step {progress.step} of {progress.total_steps}, as asked, with a checkpoint; the same command "
         "goes on from there."
     )
-
-
-def evaluate(task: Task | str | None, config: RunConfig) -> dict[str, float]:
-    """Evaluate the newest checkpoint of `config.workdir`; return the means. Every worker calls it; writes nothing."""
-    folder = workdir.check(config)
-    workers = cluster.from_tf_config(os.environ.get("TF_CONFIG"))
-    life = Lifecycle(workers, only_reads=True)
-    with life.telling():
-        cluster.check_own_address(workers)
-        strategy = startup.start_strategy(task, config, workers)
-        with life.listening() as stop:
-            setup = startup.set_up(task, config, folder, workers, *strategy)
-            if setup.checkpointer.restore() is None:
-                raise UsageError(f"workdir {folder} has no checkpoint to evaluate; train there first.")
-            eval_stream = startup.eval_stream(setup)
-            startup.compare_streams(setup, evaluation=eval_stream)
-            life.phase = "compile"
-            evaluate_now = _evaluator(setup, life, eval_stream, stop)
-            if evaluate_now is None:
-                raise UsageError("the task has no eval_data; give it eval_step and eval_data.")
-            life.phase = "eval"
-            evaluation = evaluate_now()
-            assert evaluation is not None  # a signal ends the process: there is nothing to save
-            life.leave_together()
-    return evaluation.metrics
-
-
-def _evaluator(
-    setup: Setup, life: Lifecycle, stream: Stream | None, stop: tf.Variable, *, best_metric: str | None = None
-) -> Callable[[], Evaluation | None] | None:
-    if setup.task.eval_step is None or stream is None:
-        if best_metric:
-            raise UsageError(f"best_metric is {best_metric!r}, but the task has no eval_data to find the best with.")
-        return None
-    call = startup.compiled(setup, setup.task.eval_step, stream, first_step=0, training=False, stop=stop)
-    life.evaluation = call.position
-    if best_metric:
-        actions.check_best_metric(best_metric, call.metrics)
-
-    def evaluate_now() -> Evaluation | None:
-        put_back = held(setup.strategy, setup.state)
-        evaluation = evaluate_once(call, stream)
-        if evaluation is None:  # stopped, and done again after the resume
-            put_back()
-        return evaluation
-
-    return evaluate_now
 
 
 def _write_config(setup: Setup, data_facts: Mapping[str, Any], loaded: Loaded | None, display: Display) -> None:

@@ -2,17 +2,19 @@
 
 import contextlib
 import faulthandler
+import json
 import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
 from absl import app, flags, logging
 
-from distloop import tasks, workdir
+from distloop import cluster, storage, tasks, workdir
 from distloop.config import (
     NotFiniteError,
     PeerLostError,
@@ -24,6 +26,8 @@ from distloop.config import (
 )
 from distloop.launcher import data_service, error_record
 from distloop.say import say
+
+_LOOK_SECS = 0.5  # how often a follower looks whether the run has begun
 
 
 def define_config_flags() -> None:
@@ -43,6 +47,14 @@ def train_main() -> None:
     """Run `distloop-train` and `python -m launch.train`: one training process."""
     define_config_flags()
     _run(_train, advice="See --help.")
+
+
+def evaluate_main() -> None:
+    """Run `distloop-evaluate` and `python -m launch.evaluate`: checkpoints of a run, with the run's settings."""
+    define_config_flags()
+    _define(flags.DEFINE_string, "checkpoint", "newest", "which one: newest, best (see --best_metric) or its step")
+    _define(flags.DEFINE_boolean, "follow", False, "each one as it appears, until the run is finished")
+    _run(_evaluate, advice="See --help.")
 
 
 def export_main() -> None:
@@ -113,34 +125,94 @@ def _end_by(error: Exception) -> int:
 
 
 def _train(arguments: Sequence[str]) -> int:
-    if arguments:
-        raise UsageError(f"unexpected argument {arguments[0]!r}; settings are flags, such as --epochs=5: see --help.")
+    _refuse(arguments)
     settings: dict[str, Any] = {setting.name: flags.FLAGS[setting.name].value for setting in fields(RunConfig)}
     config = RunConfig(**settings)
+    if cluster.from_tf_config(os.environ.get("TF_CONFIG")).is_evaluator:
+        return _follow()
     with silence():  # a remote workdir loads TensorFlow
         workdir.check(config)
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # so that a console script finds the user's task as `python -m` does
+    _make_importable()
     tasks.find(config.task)
     with silence():
         from distloop.experiment import train
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # TensorFlow, when it loads, sets INFO
+    _quiet_log()
     train(config.task, config)
     return 0
 
 
-def _export(arguments: Sequence[str]) -> int:
+def _evaluate(arguments: Sequence[str]) -> int:
+    _refuse(arguments)
+    values = flags.FLAGS
+    if values.follow:
+        return _follow()
+    which = values.checkpoint
+    if which not in ("newest", "best") and not which.isdecimal():
+        raise UsageError(f"checkpoint is {which!r}; expected newest, best or a step, such as 400.")
+    config = _settings_of_run()
+    _make_importable()
+    tasks.find(config.task)
+    with silence():
+        from distloop.console import Display
+        from distloop.evaluation import evaluate_checkpoint
+    _quiet_log()
+    step, found = evaluate_checkpoint(config.task, config, int(which) if which.isdecimal() else which)
+    Display(enabled=True).table({f"step {step}": found.metrics})
+    print(json.dumps({"step": step, **workdir.finite(found.metrics)}))
+    return 0
+
+
+def _follow() -> int:
+    """Evaluate checkpoints beside the run of --workdir, which may not have begun."""
+    os.environ.pop("TF_CONFIG", None)  # no strategy may look for the cluster, of which this process is no part
+    config = _settings_of_run(waits=True)
+    _make_importable()
+    tasks.find(config.task)
+    with silence():
+        from distloop.evaluation import follow
+    _quiet_log()
+    follow(config.task, config)
+    return 0
+
+
+def _settings_of_run(*, waits: bool = False) -> RunConfig:
+    """Return the settings of the run in --workdir, changed by the flags that were given; `waits` for its beginning."""
+    values = {setting.name: flags.FLAGS[setting.name] for setting in fields(RunConfig)}
+    folder = values.pop("workdir").value
+    if not folder:
+        raise UsageError("workdir is not given; expected the folder of a run, such as --workdir=runs/first.")
+    with silence():  # a remote workdir loads TensorFlow
+        while waits and not (storage.as_path(folder) / "config.json").exists():
+            time.sleep(_LOOK_SECS)
+        return workdir.config_of(folder, **{name: flag.value for name, flag in values.items() if flag.present})
+
+
+def _refuse(arguments: Sequence[str]) -> None:
     if arguments:
-        raise UsageError(f"unexpected argument {arguments[0]!r}; expected flags: see --help.")
+        raise UsageError(
+            f"unexpected argument {arguments[0]!r}; settings are flags, such as --workdir=runs/first: see --help."
+        )
+
+
+def _make_importable() -> None:
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # so that a console script finds the user's task as `python -m` does
+
+
+def _quiet_log() -> None:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # TensorFlow, when it loads, sets INFO
+
+
+def _export(arguments: Sequence[str]) -> int:
+    _refuse(arguments)
     settings: dict[str, Any] = {
         name: flags.FLAGS[name].value for name in ("workdir", "output", "format", "best", "averaged", "part")
     }
     for name in ("workdir", "output"):
         if not settings[name]:
             raise UsageError(f"{name} is not given; expected --workdir=RUN --output=NEW_PATH.")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
+    _make_importable()
     with silence():
         from distloop.serving import export
     for path in export(**settings):
@@ -149,8 +221,7 @@ def _export(arguments: Sequence[str]) -> int:
 
 
 def _serve(arguments: Sequence[str]) -> int:
-    if arguments:
-        raise UsageError(f"unexpected argument {arguments[0]!r}; settings are flags, such as --workers=4: see --help.")
+    _refuse(arguments)
     values = flags.FLAGS
     return data_service.run(workers=values.workers, port=values.port, host=values.host, dispatcher=values.dispatcher)
 

@@ -60,6 +60,7 @@ class Lifecycle:
         self.training: Position | None = None
         self.evaluation: Position | None = None
         self._phase = "setup"
+        self._looks = 0
         self._only_reads = only_reads
         self._stop: tf.Variable | None = None
         self._beacon: Beacon | None = None
@@ -78,7 +79,7 @@ class Lifecycle:
 
     def now(self) -> Sighting:
         """Return where this process is, `step` also within a call of many. Any thread may ask, at any time."""
-        phase, step, progress, waits = self.phase, self.first_step, 0, self.phase == "end"
+        phase, step, progress, waits = self.phase, self.first_step, self._looks, self.phase == "end"
         if self.training is not None:
             where = self.training.read()
             step += where.steps
@@ -234,6 +235,12 @@ class Lifecycle:
             with contextlib.suppress(Exception):  # the service may have gone, too
                 service: Any = tf_context.context()
                 service.report_error_to_cluster(tf.errors.INTERNAL, text)
+
+    def wait_for_news(self, seconds: float) -> None:
+        """Wait for what may take any time, a checkpoint of another process: that nothing comes is no hang."""
+        self._looks += 1
+        self.phase = "input"
+        time.sleep(seconds)
 
     def leave_together(self) -> None:
         """Wait for all workers: one that ends early makes the others fail (tensorflow#58434)."""

@@ -2,19 +2,19 @@
 
 import os
 import tempfile
-from dataclasses import fields
 from typing import Any
 
 import keras
 
 from distloop import runtime, storage
 from distloop.checkpoint import Checkpointer
-from distloop.config import RunConfig, UsageError
+from distloop.config import UsageError
+from distloop.evaluation import restore
 from distloop.say import say
 from distloop.storage import Path
 from distloop.task import State, Task, load_task
 from distloop.updates import prepare
-from distloop.workdir import read_json
+from distloop.workdir import config_of
 
 FORMATS = ("saved_model", "keras")
 
@@ -41,11 +41,12 @@ def export(
     target = storage.as_path(output)
     if target.exists():
         raise UsageError(f"output {output} exists; give a new path.")
-    config = _config_of(workdir)
+    config = config_of(workdir)
     runtime.initialize(replicas=None, seed=config.seed, precision=config.precision)
     state = (task or load_task(config.task, config)).build()
     prepare(state, config)
-    _restore(workdir, state, best=best)
+    checkpointer = Checkpointer(storage.as_path(workdir) / "checkpoints", state, writes=False, report=say)
+    restore(checkpointer, "best" if best else "newest")
     if averaged:
         if not state.averages:
             raise UsageError("averaged is asked for, but the run keeps no averages; drop it (see --ema_momentum).")
@@ -58,27 +59,6 @@ def export(
         raise UsageError(f"output is {output}; expected a name that ends in .keras for format=keras.")
     _write_whole(target, {"" if alone else f"{name}{suffix}": model for name, model in models.items()}, format)
     return [str(target)] if alone else [str(target / f"{name}{suffix}") for name in models]
-
-
-def _config_of(workdir: str) -> RunConfig:
-    saved = read_json(storage.as_path(workdir) / "config.json")
-    if saved is None:
-        raise UsageError(f"workdir {workdir} has no config.json; expected the folder of a run.")
-    known = {setting.name for setting in fields(RunConfig)}
-    return RunConfig(**{name: value for name, value in saved.items() if name in known}, workdir=workdir)
-
-
-def _restore(workdir: str, state: State, *, best: bool) -> None:
-    folder = storage.as_path(workdir) / "checkpoints"
-    checkpointer = Checkpointer(folder, state, writes=False, report=say)
-    host_state = checkpointer.restore()
-    if host_state is None:
-        raise UsageError(f"workdir {workdir} has no checkpoint to export; train there first.")
-    if best:
-        found = host_state["record"].get("best")
-        if found is None:
-            raise UsageError(f"the run in {workdir} has no best checkpoint; train with --best_metric, or drop --best.")
-        checkpointer.restore(found["step"])
 
 
 def _models(state: State, part: str | None) -> dict[str, Any]:

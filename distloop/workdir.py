@@ -5,6 +5,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from distloop import storage
@@ -52,6 +53,20 @@ def check(config: RunConfig) -> Path:
             "give a new workdir, or that run's settings to go on with it."
         )
     return workdir
+
+
+def config_of(workdir: str, **given: Any) -> RunConfig:
+    """Return the settings of the run in `workdir`, those `given` in their place.
+
+    What does not shape the result, such as the number of replicas, is as if it were not set. Raises UsageError if there
+    is no run.
+    """
+    saved = read_json(storage.as_path(workdir) / "config.json")
+    if saved is None:
+        raise UsageError(f"workdir {workdir} has no config.json; expected the folder of a run.")
+    shaping = {setting.name for setting in fields(RunConfig) if setting.metadata["shapes_result"]}
+    settings: dict[str, Any] = {name: value for name, value in saved.items() if name in shaping}
+    return RunConfig(**settings | given, workdir=workdir)
 
 
 def fingerprint(made_of: Mapping[str, Any]) -> str:

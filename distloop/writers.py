@@ -44,7 +44,6 @@ def make_writer(workdir: Path, *, after_step: int) -> Writer:
             ) from error
 
     def append(step: int, split: str, values: Mapping[str, float]) -> None:
-        storage.append(metrics_file, json.dumps({"step": step, "split": split, **finite(values)}).encode() + b"\n")
         if split not in event_files:
             event_files[split] = _cut_events(workdir / split, after_step)
         events = [
@@ -52,6 +51,8 @@ def make_writer(workdir: Path, *, after_step: int) -> Writer:
             for name, value in values.items()
         ]
         storage.append(event_files[split], _as_records(events))
+        # Last, since it says how far one has come: events that have no row yet are dropped and written again.
+        storage.append(metrics_file, json.dumps({"step": step, "split": split, **finite(values)}).encode() + b"\n")
 
     return write
 

@@ -102,9 +102,11 @@ def finish(process: Process, *, limit_secs: float = 180) -> tuple[int, str, str]
     return code, *process.output()
 
 
-def run(*arguments: str, limit_secs: float = 180, fresh: bool = False, **environment: str) -> tuple[int, str, str]:
+def run(
+    *arguments: str, cwd: Path = ROOT, limit_secs: float = 180, fresh: bool = False, **environment: str
+) -> tuple[int, str, str]:
     """Run `python <arguments>` to its end."""
-    return finish(start(arguments, fresh=fresh, **environment), limit_secs=limit_secs)
+    return finish(start(arguments, cwd=cwd, fresh=fresh, **environment), limit_secs=limit_secs)
 
 
 def start_workers(arguments: Sequence[str], *, workers: int, fresh: bool = False, **environment: str) -> list[Process]:

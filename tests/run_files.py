@@ -84,7 +84,7 @@ def _left(folder: Path) -> dict[str, Any]:
     ]
     files = [re.sub(r"tfevents\..*", "tfevents", str(path.relative_to(folder))) for path in sorted(folder.rglob("*"))]
     # What a worker recorded that outlived another by a moment stays, for a person to read.
-    files = [path for path in files if not re.fullmatch(r"errors(/.*\.json)?", path)]
+    files = [path for path in files if not re.fullmatch(r"errors(/.*\.json)?|logs(/.*)?", path)]
     return {
         "SHA-256 of all variables": digest(folder),
         "metrics.jsonl": rows,

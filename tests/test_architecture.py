@@ -84,6 +84,7 @@ FLOORS = {
     "actions": 4.5,
     "guard": 4.5,
     "startup": 4.5,
+    "evaluation": 4.8,
     "experiment": 5,
     "serving": 5,
     "flags": 6,

@@ -129,6 +129,13 @@ def test_a_port_that_is_taken_on_any_interface_is_told(listening_at):
             check_own_address(Cluster((f"localhost:{port}", "b:1"), 0))
 
 
+def test_a_process_that_trains_twice_has_its_port_already():
+    (port,) = free_ports(1)
+    check_own_address(Cluster((f"localhost:{port}", "b:1"), 0))
+    with socket.create_server(("localhost", port)):  # as TensorFlow then does
+        check_own_address(Cluster((f"localhost:{port}", "b:1"), 0))
+
+
 def test_one_worker_needs_no_address():
     check_own_address(Cluster(("192.0.2.1:5",), 0))
 

@@ -33,7 +33,7 @@ SCRIPTS = ("sbatch", "tpu")
 def emitted(kind, settings=SETTINGS, run_flags=None, command=COMMAND):
     if run_flags is None:
         run_flags = ("--console=all",) if kind in ("tfjob", "tpu") else ("--workers=per_gpu",)
-    return emit(kind, settings, run_flags, command, grace_secs=45.5, max_restarts=4)
+    return emit(kind, settings, run_flags, command, grace_secs=46, max_restarts=4)
 
 
 def objects(kind, **changes):

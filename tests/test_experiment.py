@@ -72,7 +72,7 @@ def test_a_run_that_ends_inside_an_epoch_reports_what_it_saw_of_it(tmp_path):
 
 
 def test_without_a_checkpoint_there_is_nothing_to_evaluate(tmp_path):
-    with pytest.raises(UsageError, match="has no checkpoint to evaluate"):
+    with pytest.raises(UsageError, match="has no checkpoint; train there first"):
         evaluate(toy.make_task(CONFIG), config(tmp_path))
 
 

@@ -52,6 +52,7 @@ class Slurm:
         limit = time.monotonic() + limit_secs
         while not wanted(facts := self.facts(job)):
             assert time.monotonic() < limit, f"{facts}\n{self.log()}"
+            assert facts["JobState"] not in ("FAILED", "TIMEOUT"), f"{facts}\n{self.log()}"
             time.sleep(0.2)
         return facts
 
@@ -81,6 +82,7 @@ def slurm(daemons, tmp_path):
 COMMAND_ONLY = 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"'
 
 
+ONE_NODE = Settings(cpus_per_host=1)
 TWO_NODES = Settings(num_hosts=2, cpus_per_host=2)
 
 
@@ -184,12 +186,13 @@ def test_what_is_recorded_is_what_slurm_says(tmp_path):
     assert fresh == recorded
 
 
-def test_a_training_on_two_nodes_stops_comes_back_and_ends(slurm, tmp_path):
+def test_a_training_of_two_supervisors_stops_comes_back_and_ends(slurm, tmp_path):
     workdir = tmp_path / "run"
     train = ("-m", "launch.train", "--task=mnist_tutorial", "--train_steps=60", "--checkpoint_every_steps=10")
-    text = script(sys.executable, *train, "--steps_per_call=5", f"--workdir={workdir}", grace=30)
+    text = script(sys.executable, *train, "--steps_per_call=5", f"--workdir={workdir}", settings=ONE_NODE, grace=60)
     run = f'export PYTHONPATH={harness.ROOT}; exec {sys.executable} -m launch.run "$@"'
-    job = slurm.submit(text, run=run)
+    # Both on one node: nodes of one machine would share their ports.
+    job = slurm.submit(text, "--ntasks-per-node=2", run=run)
     slurm.until(job, lambda _: any(workdir.glob("checkpoints/*")), limit_secs=180)
     slurm.do("scancel", "--signal=TERM", job)
     facts = slurm.ended(job, limit_secs=300)

@@ -324,6 +324,37 @@ def test_a_slow_worker_is_left_alone_for_others_wait_for_it(tmp_path):
     assert (code, err) == (0, "")
 
 
+def test_a_port_that_was_taken_meanwhile_is_replaced_by_another_one(tmp_path):
+    program = (
+        "print(os.environ['TF_CONFIG'])\n"
+        "if attempt() == 0: fail('the port is taken', step=0, exit_code=69, kind='PortTakenError')\n"
+        "tell('end', 0)"
+    )
+    code, _, err = run(program, tmp_path)
+    assert code == 0, err
+    ports = [set(re.findall(r":(\d{4,5})", log(tmp_path, 0, attempt))) for attempt in (0, 1)]
+    assert len(ports[0]) == len(ports[1]) == 2
+    assert not ports[0] & ports[1]
+
+
+def test_the_report_and_the_logs_are_where_the_flags_say(tmp_path):
+    program = "print(sys.argv); sys.exit(3)"
+    arguments = [*command(program, workers=1, flags=["--report=told"]), "--workdir=runs/one"]
+    code, _, err = harness.run(*arguments, fresh=True, cwd=tmp_path)
+    assert code == 3
+    assert (tmp_path / "told").read_text() == err
+    assert (tmp_path / "runs/one/logs/rank_0/attempt_0.log").exists()
+    code, _, _ = harness.run(*command(program, workers=1, flags=["--log_dir=there"]), fresh=True, cwd=tmp_path)
+    assert (tmp_path / "there/rank_0/attempt_0.log").exists()
+
+
+def test_a_program_that_is_not_there_is_told_before_anything_starts(tmp_path):
+    code, _, err = harness.run("-m", "launch.run", "--", "no-such-program", fresh=True, cwd=tmp_path)
+    assert code == 69
+    assert f"distloop: host {os.uname().nodename}: there is no program no-such-program on PATH; install it" in err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_fault_is_for_one_rank_and_one_attempt(tmp_path):
     program = (
         "print('fault', os.environ.get('DISTLOOP_FAULT')); meet(f'ready{attempt()}'); tell('compile', 0)\n"

@@ -4,7 +4,6 @@ python -c "from tests.worker_program import *; tell('step', 3); ..."
 """
 
 import faulthandler
-import json
 import os
 import signal
 import sys
@@ -12,8 +11,8 @@ import time
 from pathlib import Path
 
 from distloop.cluster import from_tf_config
+from distloop.launcher import error_record
 from distloop.launcher.beacon import Beacon
-from distloop.launcher.error_record import VARIABLE as ERROR_FILE
 
 rank = from_tf_config(os.environ.get("TF_CONFIG")).index
 beacon = Beacon.inherited(os.environ)
@@ -54,21 +53,19 @@ def attempt():
     return number
 
 
-def fail(message, *, step, collateral=False, exit_code=1):
+def fail(message, *, step, collateral=False, exit_code=1, kind="OSError"):
     """Record an error as distloop does, and exit."""
     record = {
-        **{"worker": rank, "host": "this host", "pid": os.getpid(), "phase": "step", "step": step},
-        **{
-            "collateral": collateral,
-            "type": "OSError",
-            "message": message,
-            "summary": f"OSError: {message}",
-            "time": time.time(),
-        },
-        **{"traceback": f"Traceback (most recent call last):\nOSError: {message}\n", "exit_code": exit_code},
+        "host": "this host",
+        "phase": "step",
+        "step": step,
+        "collateral": collateral,
+        "exit_code": exit_code,
+        "message": message,
+        "summary": f"{kind}: {message}",
+        "traceback": f"Traceback (most recent call last):\n{kind}: {message}\n",
+        "time": time.time(),
     }
-    path = Path(os.environ[ERROR_FILE])
-    path.with_suffix(".tmp").write_text(json.dumps(record))
-    path.with_suffix(".tmp").rename(path)
+    error_record.hand_over(record)
     sys.stdout.flush()
     os._exit(exit_code)

@@ -3,7 +3,6 @@
 Pure: `emit` returns the text, and whoever calls it prints it.
 """
 
-import math
 import shlex
 from collections.abc import Sequence
 
@@ -20,7 +19,7 @@ def emit(
     run_flags: Sequence[str],
     command: Sequence[str],
     *,
-    grace_secs: float,
+    grace_secs: int,
     max_restarts: int,
 ) -> str:
     """Return the file of `kind` that starts `command` under a supervisor on each host.
@@ -114,8 +113,8 @@ def _sbatch(request: Request) -> str:
         made_by=_made_by(request),
         options="\n".join(lines),
         stopped=Stopped.exit_code,
-        lead=math.ceil(request.grace_secs) + _LEAD_SECS,
-        wait=math.ceil(request.grace_secs) + 30,
+        lead=request.grace_secs + _LEAD_SECS,
+        wait=request.grace_secs + 30,
         run=shlex.join(["distloop-run", "--cluster=slurm", *request.run_flags, "--", *request.command]),
         max_requeues=settings.max_requeues,
     )

@@ -52,7 +52,7 @@ class Request:
     settings: Settings
     run_flags: tuple[str, ...]
     command: tuple[str, ...]
-    grace_secs: float
+    grace_secs: int
     max_restarts: int
 
     def check(self) -> None:

@@ -4,7 +4,6 @@ Failure rules follow the exit codes of docs/ending.md. Kubernetes looks at them 
 restarts its own workers before.
 """
 
-import math
 from typing import Any
 
 from distloop.config import NotFiniteError, PreflightError, Stopped, UsageError
@@ -125,7 +124,7 @@ def _pod(request: Request, addresses: list[str]) -> dict[str, Any]:
     }
     return {
         "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": math.ceil(request.grace_secs) + _WAY_OUT_SECS,
+        "terminationGracePeriodSeconds": request.grace_secs + _WAY_OUT_SECS,
         "containers": [container],
         "volumes": volumes,
     }

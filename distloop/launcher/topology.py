@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from distloop import cluster
-from distloop.cluster import Cluster
+from distloop.cluster import Cluster, from_tf_config
 from distloop.config import UsageError, check_address
 from distloop.launcher import slurm
 from distloop.launcher.devices import count_workers, own_share
@@ -28,7 +27,7 @@ class Place:
 class Topology:
     """Hold the places of all supervisors in the order of their workers' ranks, and the index of this one.
 
-    A host has one supervisor, but under Slurm with several tasks a node, where each task has its own.
+    A host has one supervisor, but for Slurm with several tasks a node, and for --hosts that differ in their ports only.
     """
 
     places: tuple[Place, ...]
@@ -95,8 +94,9 @@ def resolve(
     `gpus` are this host's; `is_here` tells whether a name or an address is this machine's.
     """
     kind = _kind(placement, environment)
+    _check_flags(placement, kind)
     if kind == "tf_config":
-        return _given(placement, cluster.from_tf_config(environment.get("TF_CONFIG")))
+        return _given(placement, environment.get("TF_CONFIG"))
     if kind == "hosts":
         seats, index = _hosts(placement, environment, is_here)
     elif kind == "slurm":
@@ -113,23 +113,24 @@ def resolve(
 
 
 def _kind(placement: Placement, environment: Mapping[str, str]) -> str:
-    """Return the kind of topology that is meant. Raises UsageError for flags that another one needs."""
-    kind = placement.cluster
-    if kind not in KINDS:
-        raise UsageError(f"cluster is {kind!r}; expected one of {', '.join(KINDS)}.")
-    if kind == "auto":
-        if environment.get("TF_CONFIG"):
-            kind = "tf_config"
-        elif placement.hosts:
-            kind = "hosts"
-        else:
-            kind = "slurm" if slurm.in_step(environment) else "local"
+    """Return the kind of topology that is meant."""
+    if placement.cluster not in KINDS:
+        raise UsageError(f"cluster is {placement.cluster!r}; expected one of {', '.join(KINDS)}.")
+    if placement.cluster != "auto":
+        return placement.cluster
+    if environment.get("TF_CONFIG"):
+        return "tf_config"
+    if placement.hosts:
+        return "hosts"
+    return "slurm" if slurm.in_step(environment) else "local"
+
+
+def _check_flags(placement: Placement, kind: str) -> None:
+    """Raise UsageError for flags that only another kind of topology takes."""
     why = {"tf_config": " (TF_CONFIG is set)", "slurm": " (srun started this)"}.get(kind, "")
     how = f"cluster is {kind}{why if placement.cluster == 'auto' else ''}"
     if placement.hosts and kind != "hosts":
         raise UsageError(f"hosts is given, but {how}; drop --hosts, or add --cluster=hosts.")
-    if kind == "tf_config" and not environment.get("TF_CONFIG"):
-        raise UsageError("cluster is tf_config, but TF_CONFIG is not set; set it, or drop --cluster.")
     if kind == "hosts" and not placement.hosts:
         raise UsageError("cluster is hosts, but none are given; add --hosts=a,b with the names of all hosts.")
     if placement.host_index is not None and kind != "hosts":
@@ -138,15 +139,17 @@ def _kind(placement: Placement, environment: Mapping[str, str]) -> str:
         raise UsageError(f"port is {placement.port}, but {how}, which needs none; drop it.")
     if placement.port is not None and not 0 < placement.port < 2**16:
         raise UsageError(f"port is {placement.port}; expected 1 to 65535, the first port of each host's workers.")
-    return kind
 
 
-def _given(placement: Placement, given: Cluster) -> Topology:
+def _given(placement: Placement, tf_config: str | None) -> Topology:
+    if not tf_config:
+        raise UsageError("cluster is tf_config, but TF_CONFIG is not set; set it, or drop --cluster.")
     if placement.workers != "1":
         raise UsageError(
             f"workers is {placement.workers}, but TF_CONFIG is set, which is of one process; drop --workers, or unset "
             "TF_CONFIG."
         )
+    given = from_tf_config(tf_config)
     addresses = given.addresses or (f"{_LOOPBACK}:0",)
     places = [Place(host, (int(port),)) for host, _, port in (address.rpartition(":") for address in addresses)]
     return Topology(tuple(places), given.index, given)

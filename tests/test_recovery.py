@@ -1,0 +1,106 @@
+"""Of two supervised workers one goes wrong: the cause is told, all start again, and the result has the same bits."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests import harness
+from tests.faults import Run
+from tests.run_files import differences, saved_steps
+from tests.test_supervisor import until
+
+# What is rehearsed, and what the report says of it: rank, exit code, and a part of what happened.
+FAULTS = {
+    "1:20:kill": (1, 137, "was killed by SIGKILL"),
+    "0:20:raise": (0, 1, "RuntimeError"),
+    "1:20:exit0": (1, 1, "ended with exit code 0 while the others were still at work"),
+    "1:20:stop": (1, 137, "was stopped by a signal, such as SIGSTOP"),
+    "0:20:hang": (0, 124, "hung: no progress for"),
+    "0:20:torn_save": (0, 137, "was killed by SIGKILL"),
+    "0:20:enospc": (0, 1, "No space left on device"),
+}
+QUICK = ("1:20:kill", "0:20:raise")  # the others take longer, and are like these for whoever reads the code
+
+
+def supervised(run, *flags):
+    return harness.supervised(*run.command, workers=2, flags=[*flags, "--hang_timeout=step:4,input:4"])
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory):
+    run = Run(tmp_path_factory.mktemp("clean") / "run", 2)
+    code, out, err = harness.run(*supervised(run), fresh=True)
+    assert (code, err) == (0, ""), out
+    assert not differences(run.folder, run.folder)
+    return run.folder
+
+
+def processes_of(run):
+    """Return the processes whose command names the folder of a run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has just ended
+            found += [path.parent.name] if str(run.folder) in path.read_text() else []
+    return found
+
+
+def reports(folder):
+    paths = sorted(folder.glob("logs/rank_0/*.report.json"))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+@pytest.mark.parametrize(
+    "fault", [fault if fault in QUICK else pytest.param(fault, marks=pytest.mark.slow) for fault in FAULTS]
+)
+def test_a_run_goes_on_after_a_fault_and_ends_with_the_same_bits(tmp_path, clean, fault):
+    run = Run(tmp_path / "run", 2)
+    code, out, err = harness.run(*supervised(run, f"--fault={fault}"), fresh=True)
+    assert code == 0, out + err
+    rank, exit_code, what = FAULTS[fault]
+    (report,) = reports(run.folder)
+    assert (report["rank"], report["code"]) == (rank, exit_code), report
+    assert what in report["what"]
+    assert not report["collateral"]
+    assert abs(report["step"] - 20) <= 6  # a save, of which one may be in the background, comes after 24
+    assert f"distloop: rank {rank} on {os.uname().nodename} in " in err
+    assert "all workers start again in" in err
+    assert not differences(run.folder, clean)
+    assert len(list(run.folder.glob("logs/rank_*/attempt_*.log"))) == 4
+    assert not processes_of(run)
+
+
+@pytest.mark.slow
+def test_a_nan_ends_the_run_for_good(tmp_path):
+    run = Run(tmp_path / "run", 2)
+    code, _, err = harness.run(*supervised(run, "--fault=1:20:nan"), fresh=True)
+    assert code == 65
+    assert re.search(r"distloop: rank [01] on \S+ in \S+ after step \d+: the metric 'loss' stopped being finite", err)
+    assert "It is not restarted: the same command would diverge again." in err
+
+
+@pytest.mark.slow
+def test_a_killed_supervisor_takes_its_workers_with_it_and_the_same_command_goes_on(tmp_path, clean):
+    run = Run(tmp_path / "run", 2)
+    process = harness.start(supervised(run), fresh=True)
+    until(lambda: saved_steps(run.folder)[-1] >= 12, process, limit_secs=120)
+    assert len(processes_of(run)) == 3
+    os.kill(process.pid, signal.SIGKILL)
+    harness.finish(process)
+    until(lambda: not processes_of(run), limit_secs=5)
+    code, out, err = harness.run(*supervised(run), fresh=True)
+    assert (code, err) == (0, ""), out
+    assert not differences(run.folder, clean)
+
+
+@pytest.mark.slow
+def test_faults_in_two_attempts_are_as_one(tmp_path, clean):
+    run = Run(tmp_path / "run", 2)
+    code, out, err = harness.run(*supervised(run, "--fault=1:20:kill,0:40:kill"), fresh=True)
+    assert code == 0, out + err
+    assert [report["rank"] for report in reports(run.folder)] == [1, 0]
+    assert not differences(run.folder, clean)
