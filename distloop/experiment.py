@@ -63,7 +63,8 @@ def _train(
     stream, eval_stream = startup.train_stream(setup), startup.eval_stream(setup)
     data_facts = startup.compare_streams(setup, loaded, data=stream, evaluation=eval_stream)
     preflight.check_reduction(setup.strategy, setup.workers)
-    life.phase, life.first_step = "compile", start_step
+    life.first_step = start_step  # before the phase, which is told at once: the supervisor counts attempts by it
+    life.phase = "compile"
     call = startup.compiled(setup, setup.task.train_step, stream, first_step=start_step, training=True, stop=stop)
     life.training = call.position
     evaluate_now = evaluator(setup, life, eval_stream, stop, best_metric=config.best_metric)

@@ -92,6 +92,8 @@ def hosts(count: int, *, ipv6: bool = False) -> Iterator[list[Host]]:
             _ip(*inside, "link", "set", "eth0", "up")
             _ip("-n", switch, "link", "set", host.port, "master", "br0", "up")
         yield found
+    assert run not in _ip("netns", "list")
+    assert not list(Path("/etc/netns").glob(f"*{run}*"))
 
 
 def skip_unless_possible() -> None:
