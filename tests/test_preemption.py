@@ -27,7 +27,7 @@ def test_a_stop_at_any_moment_ends_with_a_checkpoint_and_the_resumed_run_is_the_
         code, out, err = supervised(tmp_path / "run", STOP=moment, STOP_WHOM=whom)
         assert code == 143, (moment, out + err)
         before, last = last, stopped_step(tmp_path / "run")
-        assert before < last <= latest, moment
+        assert before <= last <= latest, moment  # asked before the first step of an attempt, it saves nothing
     code, out, err = supervised(tmp_path / "run")
     assert code == 0, out + err
     expected = checkpoint(tmp_path / "whole")
