@@ -24,7 +24,7 @@ def run_main() -> None:
     """Run `distloop-run` and `python -m launch.run`: supervise a command in one or several processes."""
     _define_placement()
     _define(flags.DEFINE_float, "start_timeout", 300.0, "seconds to wait for the other hosts")
-    _define(flags.DEFINE_string, "log_dir", None, "folder of the logs (default: logs in the --workdir of the command)")
+    _define(flags.DEFINE_string, "logs_dir", None, "folder of the logs (default: logs in the --workdir of the command)")
     _define(flags.DEFINE_enum, "console", "chief", "whose output to show", enum_values=supervisor.CONSOLES)
     _define(flags.DEFINE_integer, "max_restarts", 3, "restarts in a row without a new checkpoint")
     _define(flags.DEFINE_float, "grace", 30.0, "seconds for all workers to stop with a checkpoint, after SIGTERM")
@@ -93,7 +93,7 @@ def _supervise(command: Sequence[str]) -> int:
         raise UsageError(f"there is no command; expected one behind --, as in {_EXAMPLE}.")
     values, workdir = flags.FLAGS, emit_settings.workdir_of(command)
     settings = supervisor.Settings(
-        log_dir=Path(values.log_dir or _default_log_dir(workdir)),
+        log_dir=Path(values.logs_dir or _default_log_dir(workdir)),
         console=values.console,
         max_restarts=values.max_restarts,
         grace_secs=values.grace,

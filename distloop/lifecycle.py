@@ -86,7 +86,7 @@ class Lifecycle:
             if phase == "step":
                 progress, waits = where.marks, where.waits
                 # The first step is compiled when it runs.
-                phase = "compile" if where.steps == 0 else "input" if where.in_input else "step"
+                phase = "input" if where.in_input else "step" if where.steps or where.waits else "compile"
         if phase == "eval" and self.evaluation is not None:
             where = self.evaluation.read()
             progress, waits = where.marks, where.waits

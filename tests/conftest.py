@@ -10,6 +10,8 @@ import tensorflow as tf
 from distloop.cluster import Cluster
 from distloop.strategies import make_strategy
 
+pytest_plugins = ["tests.leftovers"]
+
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )

@@ -80,8 +80,15 @@ def start(arguments: Sequence[str], *, cwd: Path = ROOT, fresh: bool = False, **
     It is forked from a process that has done the imports, to save their seconds; a `fresh` one starts from nothing, for
     tests of what is imported, of what TensorFlow writes when it loads, and of commands that start processes themselves.
     """
-    clean = {name: value for name, value in os.environ.items() if name not in ("TF_CONFIG", "FORCE_COLOR")}
-    return Process(arguments, cwd=cwd, environment={**clean, "PYTHONPATH": str(ROOT), **environment}, fresh=fresh)
+    return Process(arguments, cwd=cwd, environment={**environment_of_tests(), **environment}, fresh=fresh)
+
+
+def environment_of_tests() -> dict[str, str]:
+    """Return the environment in which processes start, without what would tell them that they are in a test."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("TF_CONFIG", "FORCE_COLOR")}
+    temp = {"TMPDIR": os.environ["DISTLOOP_TEST_TEMP"]} if "DISTLOOP_TEST_TEMP" in os.environ else {}
+    path = f"{Path(sys.executable).parent}:{environment['PATH']}"  # whose python a command in a page means
+    return {**environment, "PATH": path, "PYTHONPATH": str(ROOT), **temp}
 
 
 def kill(process: Process) -> None:

@@ -39,7 +39,6 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 GresTypes=gpu
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0
-KillWait=5
 ReturnToService=2
 PartitionName=test Nodes=ALL Default=YES
 """

@@ -115,7 +115,7 @@ SEES_ONE = f'noise\n{checks.MARK}{{"kinds": ["CPU", "GPU"], "cuda": "12.5.1"}}\n
         (checks.versions({"tensorflow": "none"}), "tensorflow none", f"{sys.executable} -m pip install tensorflow"),
         (checks.cores(8, None), "8", ""),
         (checks.cores(8, 8.0), "8", ""),
-        (checks.cores(64, 7.5), "64, of which the cgroup gives the time of 7.5", "set TF_NUM_INTRAOP_THREADS=7"),
+        (checks.cores(64, 7.5), "64, of which the cgroup gives the time of 7.5", "set OMP_NUM_THREADS=7"),
         (checks.memory(64 << 30, 32 << 30, None), "32.0 GiB free of 64.0 GiB", ""),
         (checks.memory(64 << 30, 1 << 30, 3 << 30), "(the cgroup's limit is 3.0 GiB)", "end other programs"),
         (checks.shared_memory(64 << 20, 1), "0.1 GiB", ""),

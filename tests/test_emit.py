@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ from distloop.cluster import from_tf_config
 from distloop.config import NotFiniteError, PeerLostError, PreflightError, Stopped, UsageError
 from distloop.launcher.emit import emit
 from distloop.launcher.emit_settings import KINDS, Settings
+from distloop.launcher.group import HUNG_CODE
 from distloop.launcher.plan import make_plan
+from distloop.launcher.processes import free_ports
 from distloop.launcher.topology import Placement, resolve
+from tests import harness
 
 COMMAND = ("python", "-m", "launch.train", "--task=mnist_tutorial", "--workdir=/runs/a b")
 SETTINGS = Settings(
@@ -147,14 +151,14 @@ def answer_of_jobset(made, code, *, disrupted=False):
 
 
 FOR_GOOD = [1, UsageError.exit_code, NotFiniteError.exit_code, PreflightError.exit_code]
-COUNTED = [PeerLostError.exit_code, 130, 137, 139, 255]
+COUNTED = [HUNG_CODE, 130, 137, PeerLostError.exit_code]
 
 
 @pytest.mark.parametrize(
     ("code", "disrupted", "jobset", "job"),
     [
         *[(code, False, "FailJobSet", "FailJob") for code in FOR_GOOD],
-        *[(code, False, "RestartJobSet", "Count") for code in COUNTED],
+        *[(code, False, "RestartJobSet", "Count") for code in (*COUNTED, 139, 255)],
         (Stopped.exit_code, False, "RestartJobSetAndIgnoreMaxRestarts", "Ignore"),
         *[(code, True, "RestartJobSetAndIgnoreMaxRestarts", "Ignore") for code in (Stopped.exit_code, 137, 69)],
     ],
@@ -168,7 +172,7 @@ def test_the_rules_follow_the_exit_codes(code, disrupted, jobset, job):
 def test_the_page_on_exit_codes_and_the_rules_name_the_same_codes():
     page = (Path(__file__).parents[1] / "docs/ending.md").read_text()
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", page, flags=re.MULTILINE)}
-    assert documented == {0, *FOR_GOOD, Stopped.exit_code, 130, 138}
+    assert documented == {0, *FOR_GOOD, *COUNTED, Stopped.exit_code}
 
 
 def test_restarts_are_as_many_as_were_asked_for():
@@ -258,14 +262,49 @@ def test_kubernetes_replaces_nothing_in_the_command():
     assert "echo $$(date) $HOME" in pod_of("jobset", command=command)["containers"][0]["command"]
 
 
-@pytest.mark.parametrize("kind", SCRIPTS)
-def test_scripts_pass_bash_and_shellcheck(kind, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["jobset", "job"])
+def test_what_two_pods_run_trains_here(kind, tmp_path):
+    train = ("-m", "launch.train", "--task=mnist_tutorial", "--train_steps=5", f"--workdir={tmp_path / 'run'}")
+    settings = Settings(num_hosts=2, image="image", volume=f"claim:{tmp_path}")
+    command = pod_of(kind, settings=settings, run_flags=(), command=(sys.executable, *train))["containers"][0][
+        "command"
+    ]
+    assert command[0] == "distloop-run"
+    names = command[1].removeprefix("--hosts=").split(",")
+    own_names = [f"127.0.0.1:{port}" for port in free_ports(2)]
+    words = [f"--hosts={','.join(own_names)}", *command[2:]]
+    assert len(names) == 2
+    pods = [harness.start(["-m", "launch.run", *words], fresh=True, JOB_COMPLETION_INDEX=str(k)) for k in range(2)]
+    try:
+        for pod in pods:
+            code, out, err = harness.finish(pod)
+            assert code == 0, out + err
+    finally:
+        for pod in pods:
+            if pod.poll() is None:
+                harness.kill(pod)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["steps"] == 5
+
+
+def written(kind, folder):
+    """Return the paths of a script that has all settings and of one that has few."""
     for name, settings in {"full": SETTINGS, "plain": Settings(image="i", tpu_type="v4-8", tpu_zone="z")}.items():
-        script = tmp_path / name
-        script.write_text(emitted(kind, settings=settings))
+        (folder / name).write_text(emitted(kind, settings=settings))
+        yield folder / name
+
+
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_scripts_are_bash(kind, tmp_path):
+    for script in written(kind, tmp_path):
         subprocess.run(["bash", "-n", script], check=True)
-        if shutil.which("shellcheck"):
-            subprocess.run(["shellcheck", "--severity=warning", script], check=True)
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_shellcheck_has_no_warning_for_scripts(kind, tmp_path):
+    for script in written(kind, tmp_path):
+        subprocess.run(["shellcheck", "--severity=warning", script], check=True)
 
 
 def test_a_batch_script_asks_for_what_was_said():

@@ -116,15 +116,6 @@ def test_thread_settings_that_somebody_made_stay():
     assert settings(planned(TWO, {THREAD_SETTINGS[0]: "7"}), THREAD_SETTINGS[0]) == ["as it is"] * 2
 
 
-def test_tensorflow_obeys_the_setting_of_its_threads():
-    script = (
-        "import os, tensorflow as tf; tf.zeros([1]); "
-        "print(len(os.listdir('/proc/self/task')))"
-    )  # fmt: skip
-    few, many = (int(harness.run("-c", script, TF_NUM_INTRAOP_THREADS=count)[1]) for count in ("1", "21"))
-    assert many - few == 20
-
-
 ODD = [
     "it's",
     'a "b"',

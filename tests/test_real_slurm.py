@@ -1,6 +1,7 @@
 """Emitted batch scripts under a real Slurm of two nodes on this machine, and what Slurm tells its tasks."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -186,16 +187,36 @@ def test_what_is_recorded_is_what_slurm_says(tmp_path):
     assert fresh == recorded
 
 
+def submit_training(slurm, workdir):
+    """Submit a run of two supervisors, both on one node: nodes of one machine would share their ports."""
+    train = ("-m", "launch.train", "--task=mnist_tutorial", "--train_steps=1000", "--checkpoint_every_steps=200")
+    text = script(sys.executable, *train, f"--workdir={workdir}", settings=ONE_NODE, grace=60)
+    run = f'export PYTHONPATH={harness.ROOT}; exec {sys.executable} -m launch.run "$@"'
+    job = slurm.submit(text, "--ntasks-per-node=2", run=run)
+    slurm.until(job, lambda _: checkpoints(workdir), limit_secs=180)
+    return job
+
+
+def checkpoints(workdir):
+    return sorted(path.name for path in workdir.glob("checkpoints/step_*"))
+
+
 def test_a_training_of_two_supervisors_stops_comes_back_and_ends(slurm, tmp_path):
     workdir = tmp_path / "run"
-    train = ("-m", "launch.train", "--task=mnist_tutorial", "--train_steps=60", "--checkpoint_every_steps=10")
-    text = script(sys.executable, *train, "--steps_per_call=5", f"--workdir={workdir}", settings=ONE_NODE, grace=60)
-    run = f'export PYTHONPATH={harness.ROOT}; exec {sys.executable} -m launch.run "$@"'
-    # Both on one node: nodes of one machine would share their ports.
-    job = slurm.submit(text, "--ntasks-per-node=2", run=run)
-    slurm.until(job, lambda _: any(workdir.glob("checkpoints/*")), limit_secs=180)
+    job = submit_training(slurm, workdir)
     slurm.do("scancel", "--signal=TERM", job)
     facts = slurm.ended(job, limit_secs=300)
     assert facts["ExitCode"] == "0:0", slurm.log()
     assert facts["Restarts"] == "1"
-    assert json.loads((workdir / "summary.json").read_text())["steps"] == 60
+    assert json.loads((workdir / "summary.json").read_text())["steps"] == 1000
+
+
+def test_a_training_that_a_person_cancels_leaves_a_checkpoint(slurm, tmp_path):
+    job = submit_training(slurm, tmp_path / "run")
+    slurm.do("scancel", job)
+    pattern = r"stopped after step (\d+) of 1000"
+    slurm.until(job, lambda _: re.search(pattern, slurm.log()))
+    (step,) = re.findall(pattern, slurm.log())
+    assert checkpoints(tmp_path / "run")[-1] == f"step_{int(step):08}"
+    assert slurm.ended(job)["JobState"] == "CANCELLED"
+    assert "goes back" not in slurm.log()

@@ -34,7 +34,7 @@ def supervise(host, everyone, tmp_path, *flags, program=PROGRAM + "print('rank',
     """Start the supervisor of a host for a small program."""
     names = ",".join(other.name for other in everyone)
     return host.start(
-        *("-m", "launch.run", f"--hosts={names}", f"--log_dir={tmp_path / 'logs'}", "--console=all", *flags),
+        *("-m", "launch.run", f"--hosts={names}", f"--logs_dir={tmp_path / 'logs'}", "--console=all", *flags),
         *("--", sys.executable, "-c", program, f"--workdir={tmp_path}"),
         **environment,
     )
@@ -76,7 +76,7 @@ def test_a_supervisor_that_is_killed_while_all_wait_may_come_back(tmp_path):
 
 def test_a_name_that_is_ipv6_loopback_only_will_do(tmp_path):
     with namespaces.hosts(1, ipv6=True) as (host,):
-        flags = ("-m", "launch.run", "--hosts=localhost:24000,localhost:25000", f"--log_dir={tmp_path}")
+        flags = ("-m", "launch.run", "--hosts=localhost:24000,localhost:25000", f"--logs_dir={tmp_path}")
         program = (sys.executable, "-c", PROGRAM + "print('rank', rank)")
         codes, told = ends([host.start(*flags, f"--host_index={k}", "--", *program) for k in range(2)])
     assert codes == [0, 0], told
@@ -101,7 +101,7 @@ ALL_REFUSED = [PreflightError.exit_code] * 2
 
 
 def test_other_arguments_of_the_command_are_told_by_both(pair, tmp_path):
-    same = ("-m", "launch.run", "--hosts=a,b", f"--log_dir={tmp_path}", "--", sys.executable, "-m", "launch.train")
+    same = ("-m", "launch.run", "--hosts=a,b", f"--logs_dir={tmp_path}", "--", sys.executable, "-m", "launch.train")
     codes, told = ends([host.start(*same, f"--workdir={tmp_path}", f"--seed={k}") for k, host in enumerate(pair)])
     assert codes == ALL_REFUSED
     for said in told:
@@ -138,7 +138,7 @@ def test_a_port_that_is_taken_is_told_by_both(pair, tmp_path):
 
 def test_a_workdir_that_cannot_be_written_on_one_host_is_told_by_both(pair, tmp_path):
     (tmp_path / "file").touch()
-    flags = ("-m", "launch.run", "--hosts=a,b", "--port=23456", f"--log_dir={tmp_path}", "--", "true")
+    flags = ("-m", "launch.run", "--hosts=a,b", "--port=23456", f"--logs_dir={tmp_path}", "--", "true")
     workdirs = (tmp_path / "run", tmp_path / "file")
     codes, told = ends([host.start(*flags, f"--workdir={path}") for host, path in zip(pair, workdirs, strict=True)])
     assert codes == ALL_REFUSED
@@ -172,7 +172,7 @@ def test_a_run_that_is_given_up_on_one_host_ends_on_all_with_its_code(pair, tmp_
 def train(host, folder, *flags, steps=60):
     """Start the supervisor of a host for a run of `tests.faults`."""
     command = faults.Run(folder, workers=2, flags=(f"--train_steps={steps}",)).command
-    supervisor = ("-m", "launch.run", "--hosts=a,b", f"--log_dir={folder}_logs", "--start_timeout=60", *flags)
+    supervisor = ("-m", "launch.run", "--hosts=a,b", f"--logs_dir={folder}_logs", "--start_timeout=60", *flags)
     return host.start(*supervisor, "--", sys.executable, *command)
 
 

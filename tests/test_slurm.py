@@ -18,10 +18,10 @@ STEPS = {name: step["tasks"] for name, step in RECORD["steps"].items() if name n
 UNEVEN = STEPS["uneven tasks"]
 
 
-def tf_configs(name, **flags):
+def tf_configs(name, changes=None, **flags):
     """Return what each task of a recorded step starts: (TF_CONFIG, CUDA_VISIBLE_DEVICES) of its workers."""
     started = []
-    for task in STEPS[name]:
+    for task in [{**task, **(changes or {})} for task in STEPS[name]]:
         gpus = local_gpus(task)
         topology = resolve(Placement(**flags), task, gpus=gpus, is_here=lambda _: False)
         workers = make_plan(topology, ["train"], task, gpus=gpus, cores=8)
@@ -124,6 +124,12 @@ def test_a_task_may_start_several_workers():
 )
 def test_tasks_of_one_node_drive_different_gpus(name, flags, gpus):
     assert [visible for _, visible in tf_configs(name, **flags)] == gpus
+
+
+@pytest.mark.parametrize("visible", ["6,7", "GPU-7a,GPU-02"])
+def test_gpus_keep_the_names_that_slurm_gave_them(visible):
+    changes = {"CUDA_VISIBLE_DEVICES": visible, "SLURM_GPUS_ON_NODE": "2"}
+    assert [own for _, own in tf_configs("all tasks see all GPUs", changes)] == visible.split(",")
 
 
 def test_tasks_that_cannot_share_a_gpu_are_refused():

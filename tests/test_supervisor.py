@@ -344,7 +344,7 @@ def test_the_report_and_the_logs_are_where_the_flags_say(tmp_path):
     assert code == 3
     assert (tmp_path / "told").read_text() == err
     assert (tmp_path / "runs/one/logs/rank_0/attempt_0.log").exists()
-    code, _, _ = harness.run(*command(program, workers=1, flags=["--log_dir=there"]), fresh=True, cwd=tmp_path)
+    code, _, _ = harness.run(*command(program, workers=1, flags=["--logs_dir=there"]), fresh=True, cwd=tmp_path)
     assert (tmp_path / "there/rank_0/attempt_0.log").exists()
 
 

@@ -57,7 +57,7 @@ def cores(usable: int, limit: float | None) -> Line:
     return Line(
         "cores",
         f"{usable}, of which the cgroup gives the time of {limit:g}",
-        f"ask for as many cores, or set TF_NUM_INTRAOP_THREADS={few} OMP_NUM_THREADS={few}: threads would wait",
+        f"ask for as many cores, or set OMP_NUM_THREADS={few}: threads would wait for each other",
     )
 
 

@@ -10,7 +10,7 @@ from distloop.config import Stopped
 from distloop.launcher import manifests
 from distloop.launcher.emit_settings import Request, Settings
 
-_LEAD_SECS = 90  # Slurm sends the signal up to 60 s early, never late; what is left is for the requeue
+_LEAD_SECS = 90  # after the grace, for srun's end and the requeue; Slurm may send the signal 60 s earlier still
 
 
 def emit(

@@ -6,7 +6,6 @@ The variable DISTLOOP_ERROR_FILE says where the supervisor looks for it.
 import contextlib
 import json
 import os
-import platform
 import re
 import socket
 import sys
@@ -36,7 +35,7 @@ def describe(error: BaseException, *, phase: str, step: int, collateral: bool = 
         "traceback": "".join(traceback.format_exception(error)),
         "time": time.time(),
         "versions": {
-            "python": platform.python_version(),
+            "python": sys.version.split()[0],
             **{name: sys.modules[name].__version__ for name in ("tensorflow", "keras") if name in sys.modules},
         },
     }

@@ -9,9 +9,9 @@ from distloop.launcher.devices import own_share, share_out
 from distloop.launcher.proxies import without_proxy
 from distloop.launcher.topology import Topology
 
-# TensorFlow's threads for the parts of one operation, and those of NumPy's and other libraries' loops. TensorFlow's
-# threads for several operations at once (TF_NUM_INTEROP_THREADS) stay as they are: some of them only wait.
-THREAD_SETTINGS = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS")
+# For NumPy and other libraries, whose threads of several processes wait for each other in loops. Not
+# TensorFlow's own TF_NUM_INTRAOP_THREADS and TF_NUM_INTEROP_THREADS: one thread for each of two workers was slower.
+THREAD_SETTINGS = ("OMP_NUM_THREADS",)
 
 
 @dataclass(frozen=True)

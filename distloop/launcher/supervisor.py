@@ -5,7 +5,7 @@ import select
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ def supervise(
     watchdog = Watchdog(settings.hang_limits)
     with Interrupts() as interrupts:
         topology, plan = make_plan()
+        if topology.is_evaluator:  # its rank is that of the chief, whose folder this may be
+            settings = replace(settings, log_dir=settings.log_dir / "evaluator")
         try:
             check_host()
         except PreflightError as error:

@@ -35,7 +35,7 @@ class Watchdog:
     """Look at all workers of this place again and again. `given` are limits by phase that the person has set.
 
     Workers go in step, so they stand still together, and where one is allowed more time, the others wait for it: it is
-    a hang when nobody moves and every worker is beyond its limit, but for those that wait for the others at the end.
+    a hang when nobody moves and every worker is beyond its limit, but for those that wait for others themselves.
     Workers that no one here sees may be in any phase, which is what those here wait for.
     """
 
@@ -57,7 +57,9 @@ class Watchdog:
             if seen != before:
                 self._longest[before.phase] = max(self._longest[before.phase], seen.changed - before.changed)
         self._before = dict(sightings)
-        awaited = {rank: seen for rank, seen in sightings.items() if seen.phase != "end"} or sightings
+        awaited = {
+            rank: seen for rank, seen in sightings.items() if not seen.waits and seen.phase != "end"
+        } or sightings
         if not awaited or not all(now - self._moved > self.limit(seen) for seen in awaited.values()):
             return ()
         behind = min(_position(seen) for seen in awaited.values())
