@@ -112,6 +112,15 @@ def test_workers_of_a_host_share_its_cores(topology, cores, environment, threads
         assert set(settings(planned(topology, environment, cores=cores), name)) == {threads}
 
 
+def test_workers_speak_to_each_other_without_the_proxy_of_the_environment():
+    proxy = {"http_proxy": "http://proxy:3128", "no_proxy": "c"}
+    assert settings(planned(FOUR, proxy), "no_grpc_proxy") == ["c,a,b"] * 2
+    assert settings(planned(FOUR), "no_grpc_proxy") == ["as it is"] * 2
+    assert planned(ONE, proxy)[0].environment == {}
+    given = Topology((Place("a", (1,)), Place("b", (1,))), 1, Cluster(("a:1", "b:1"), 1))
+    assert planned(given, proxy)[0].environment == {"no_grpc_proxy": "c,a,b"}
+
+
 def test_thread_settings_that_somebody_made_stay():
     assert settings(planned(TWO, {THREAD_SETTINGS[0]: "7"}), THREAD_SETTINGS[0]) == ["as it is"] * 2
 

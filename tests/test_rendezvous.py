@@ -54,7 +54,7 @@ def nothing_is_left():
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch):
-    monkeypatch.setattr("distloop.launcher.wire.ANSWER_SECS", 0.5)
+    monkeypatch.setattr("distloop.launcher.wire.ANSWER_SECS", 0.3)
     monkeypatch.setattr("distloop.launcher.rendezvous.TELL_SECS", 0.3)
 
 
@@ -126,7 +126,7 @@ def absent(_):
 def test_who_does_not_come_is_named_with_the_reason(there, expected):
     where = places(1, 2)
     with there(where[1]):
-        error = meet(where, 0, limit_secs=1)
+        error = meet(where, 0, limit_secs=0.6)
     assert isinstance(error, PreflightError)
     assert str(error).startswith("waited 1 s for host 127.0.0.2 (127.0.0.2:")
     assert expected in str(error)
@@ -298,29 +298,20 @@ def test_a_request_to_stop_ends_the_waiting():
 
 def test_strangers_do_no_harm():
     where = places(1, 1)
+    claim = {"job": "job", "place": 1, "session": "x", "host": "c", "machine": "c", "facts": FACTS, "end": None}
+    wrong = [dict(place=7), dict(place=[]), dict(facts="x"), dict(end={"a": 1}), {}]
+    hellos = [3, [], *({**claim, **other} for other in wrong)]
+    said = [b"", b"GET / HTTP/1.1\r\n\r\n", b"[]\n", b"{}\n", b'{"end": {}}\n', b"\xff" * 9, b'{"a":' * 10**5 + b"\n"]
+    said += [json.dumps({"hello": hello}).encode() + b"\n" for hello in hellos]
     with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as stack:
         waiting = pool.submit(meet, where, 0)
-        address = ("127.0.0.1", where[0].ports[0])
-        for said in (
-            b"",
-            b"GET / HTTP/1.1\r\n\r\n",
-            b"[]\n",
-            b"{}\n",
-            b'{"hello": 3}\n',
-            b'{"end": {}}\n',
-            b"\xff" * 9,
-            b"{" * 9,
-        ):
+        for line in said:
             while True:
                 with contextlib.suppress(ConnectionRefusedError):
-                    stranger = stack.enter_context(socket.create_connection(address))
+                    stranger = socket.create_connection(("127.0.0.1", where[0].ports[0]))
+                    stack.enter_context(stranger)
+                    stranger.sendall(line)
                     break
-            stranger.sendall(said)
-        stranger.sendall(
-            json.dumps(
-                {"hello": {"job": "job", "place": 7, "session": "", "host": "c", "facts": {}, "end": None}}
-            ).encode()
-        )
         assert meet(where, 1) is None
         assert waiting.result() is None
 

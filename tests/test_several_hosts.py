@@ -169,11 +169,11 @@ def test_a_run_that_is_given_up_on_one_host_ends_on_all_with_its_code(pair, tmp_
     assert told[0].endswith("rank 1: OSError: it is broken")
 
 
-def train(host, folder, *flags, steps=60):
+def train(host, folder, *flags, **environment):
     """Start the supervisor of a host for a run of `tests.faults`."""
-    command = faults.Run(folder, workers=2, flags=(f"--train_steps={steps}",)).command
+    command = faults.Run(folder, workers=2).command
     supervisor = ("-m", "launch.run", "--hosts=a,b", f"--logs_dir={folder}_logs", "--start_timeout=60", *flags)
-    return host.start(*supervisor, "--", sys.executable, *command)
+    return host.start(*supervisor, "--", sys.executable, *command, **environment)
 
 
 def wait_for_step(folder, step, limit_secs=LIMIT_SECS):
@@ -195,7 +195,7 @@ def clean(tmp_path_factory):
 
 def test_a_run_on_two_hosts_ends_with_the_bits_of_one_on_one_host(pair, tmp_path, clean):
     folder = tmp_path / "run"
-    processes = [train(host, folder) for host in pair]
+    processes = [train(host, folder, http_proxy="http://127.0.0.1:9") for host in pair]  # which workers must not take
     results = [finish(process, limit_secs=LIMIT_SECS) for process in processes]
     assert [code for code, _, _ in results] == [0, 0], results
     assert differences(folder, clean) == []

@@ -198,7 +198,7 @@ class Meeting:
                 self._hear(connection, message)
         except (OSError, ValueError) as error:
             self._lose(connection, error)
-        except (KeyError, TypeError):
+        except (AttributeError, KeyError, TypeError):
             self._lose(connection, ValueError("it says something else"))
 
     def _hear(self, connection: wire.Connection, message: Mapping[str, Any]) -> None:

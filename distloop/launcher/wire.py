@@ -61,7 +61,7 @@ class Connection:
 
 
 def _message(line: bytes) -> dict[str, Any]:
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         message = json.loads(line)
         if isinstance(message, dict):
             return message
