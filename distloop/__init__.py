@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:  # the same table as below, in the form that type checkers and editors read
     from distloop.caching import in_memory, on_disk
-    from distloop.config import (
-        NotFiniteError,
-        PeerLostError,
-        PreflightError,
-        RunConfig,
-        Stopped,
-        StorageError,
-        UsageError,
-    )
+    from distloop.config import RunConfig
     from distloop.datasets import load_tfds
+    from distloop.errors import NotFiniteError, PeerLostError, PreflightError, Stopped, StorageError, UsageError
     from distloop.evaluation import evaluate
     from distloop.experiment import train
     from distloop.gradients import minimize
@@ -31,13 +24,13 @@ if _TYPE_CHECKING:  # the same table as below, in the form that type checkers an
 __version__ = "0.1.0"
 
 _HOMES = {
-    "NotFiniteError": "config",
-    "PeerLostError": "config",
-    "PreflightError": "config",
+    "NotFiniteError": "errors",
+    "PeerLostError": "errors",
+    "PreflightError": "errors",
     "RunConfig": "config",
-    "Stopped": "config",
-    "StorageError": "config",
-    "UsageError": "config",
+    "Stopped": "errors",
+    "StorageError": "errors",
+    "UsageError": "errors",
     "in_memory": "caching",
     "on_disk": "caching",
     "load_tfds": "datasets",

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from distloop.checkpoint import Checkpointer
-from distloop.config import Stopped, UsageError
 from distloop.console import Display, show
+from distloop.errors import Stopped, UsageError
 from distloop.loop import Evaluation, Progress
 from distloop.steps import COUNTED
 from distloop.writers import Writer

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.metrics import Metric, check, divide, mean, pack
 from distloop.scopes import PureScope
 from distloop.task import Batch

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.pipeline import Pipeline, Source, as_pipeline, explain
 from distloop.records import Records, in_turn
 from distloop.sources import check_features, count_examples, describe_source

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from distloop import checkpoint_files
 from distloop.checkpoint_files import DamagedError, Saved
-from distloop.config import StorageError, UsageError
+from distloop.errors import StorageError, UsageError
 from distloop.say import say
 from distloop.storage import Path
 from distloop.task import State, named_variables

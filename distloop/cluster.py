@@ -14,7 +14,7 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
-from distloop.config import UsageError, check_address
+from distloop.errors import UsageError, check_address
 from distloop.launcher.wire import listen
 
 _ADVICE = "unset it, and let python -m launch.run write it"

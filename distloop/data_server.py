@@ -6,7 +6,7 @@ It prints a line once it serves, and ends when it is killed.
 import sys
 from typing import Any
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.flags import silence
 from distloop.say import say
 

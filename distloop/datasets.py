@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.pipeline import Pipeline
 from distloop.records import records_of
 

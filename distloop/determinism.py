@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 
 # Operations that draw anew each time they run, whatever their seed; the stateless ones are not among them.
 _DRAWS = re.compile(

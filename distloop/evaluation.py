@@ -10,9 +10,10 @@ import tensorflow as tf
 from distloop import checkpoint_files, cluster, startup, storage, workdir
 from distloop.actions import check_best_metric
 from distloop.checkpoint import Checkpointer
-from distloop.config import RunConfig, UsageError
+from distloop.config import RunConfig
 from distloop.console import Display, show
 from distloop.data import Stream
+from distloop.errors import UsageError
 from distloop.lifecycle import Lifecycle
 from distloop.loop import Evaluation, evaluate_once
 from distloop.startup import Setup

@@ -10,8 +10,9 @@ from typing import Any, NoReturn
 import tensorflow as tf
 
 from distloop import actions, cluster, preflight, startup, workdir
-from distloop.config import RunConfig, Stopped, shaping_settings
+from distloop.config import RunConfig, shaping_settings
 from distloop.console import Display
+from distloop.errors import Stopped
 from distloop.evaluation import evaluator
 from distloop.finetune import Loaded, load_weights
 from distloop.guard import stop_if_not_finite

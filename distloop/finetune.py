@@ -10,7 +10,7 @@ import numpy as np
 from distloop import checkpoint_files, storage
 from distloop.checkpoint import kind_of, newest_sound, shorten
 from distloop.checkpoint_files import Saved
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.storage import Path
 from distloop.task import State, named_variables
 

@@ -15,15 +15,8 @@ from typing import Any
 from absl import app, flags, logging
 
 from distloop import cluster, storage, tasks, workdir
-from distloop.config import (
-    NotFiniteError,
-    PeerLostError,
-    PreflightError,
-    RunConfig,
-    Stopped,
-    StorageError,
-    UsageError,
-)
+from distloop.config import RunConfig
+from distloop.errors import NotFiniteError, PeerLostError, PreflightError, Stopped, StorageError, UsageError
 from distloop.launcher import data_service, error_record
 from distloop.say import say
 

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from distloop.backward import Gradient, LocalResult, LossFn, local_result
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.metrics import Metric, all_reduce_sum, divide, unpack
 from distloop.precision import all_finite
 from distloop.scopes import PureScope, current_step, suspended

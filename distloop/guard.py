@@ -5,7 +5,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from distloop.config import NotFiniteError
+from distloop.errors import NotFiniteError
 from distloop.loop import Progress
 from distloop.task import State, named_variables
 

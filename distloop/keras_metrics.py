@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.metrics import Metric
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 
 from distloop.cluster import is_this_machine
-from distloop.config import PreflightError, UsageError
+from distloop.errors import PreflightError, UsageError
 from distloop.launcher import agreement, devices, emit_settings, plan, readiness, supervisor, topology, watchdog
 from distloop.launcher.fault import parse_faults
 from distloop.launcher.processes import free_ports

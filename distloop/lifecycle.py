@@ -20,7 +20,7 @@ from tensorflow.python.eager import context as tf_context
 
 from distloop import storage, workdir
 from distloop.cluster import Cluster
-from distloop.config import NotFiniteError, PeerLostError, Stopped, UsageError
+from distloop.errors import NotFiniteError, PeerLostError, Stopped, UsageError
 from distloop.launcher import error_record
 from distloop.launcher.beacon import Beacon, Sighting
 from distloop.position import Position

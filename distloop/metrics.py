@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 
 # What a line of metrics.jsonl has that differs from run to run,
 TIMES = ("examples_per_second", "input_wait", "checkpoint_stall_seconds", "checkpoint_write_seconds")

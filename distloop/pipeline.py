@@ -8,7 +8,7 @@ from typing import Any, Union, final
 import numpy as np
 import tensorflow as tf
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.records import Records
 
 Batch = dict[str, tf.Tensor]

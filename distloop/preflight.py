@@ -21,7 +21,7 @@ from tensorflow.python.eager import context as tf_context
 
 import distloop
 from distloop.cluster import Cluster
-from distloop.config import PreflightError, UsageError
+from distloop.errors import PreflightError, UsageError
 from distloop.metrics import all_reduce_sum
 from distloop.task import Task
 

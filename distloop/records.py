@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.data.ops import dataset_ops
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 
 _AROUND = 16  # bytes beside a record's data: length (8) and its checksum (4) before it, the data's checksum (4) behind
 _BLOCK = 1 << 18  # bytes that are read at once where records are read in turn

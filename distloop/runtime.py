@@ -5,7 +5,7 @@ import os
 import keras
 import tensorflow as tf
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 
 
 def initialize(*, replicas: int | None, seed: int, precision: str, deterministic: bool = False) -> None:

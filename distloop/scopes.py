@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 from keras.src.backend.common import global_state  # private: whether a layer is being called; a test pins it
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 
 
 @final

@@ -17,8 +17,8 @@ import grpc
 import numpy as np
 import tensorflow as tf
 
-from distloop.config import UsageError
 from distloop.data import Stream, batches_by_number, endless
+from distloop.errors import UsageError
 from distloop.pipeline import Batch
 from distloop.records import Records
 from distloop.say import say

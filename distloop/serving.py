@@ -8,7 +8,7 @@ import keras
 
 from distloop import runtime, storage
 from distloop.checkpoint import Checkpointer
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.evaluation import restore
 from distloop.say import say
 from distloop.storage import Path

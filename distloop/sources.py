@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from distloop.config import UsageError
 from distloop.determinism import check_deterministic
+from distloop.errors import UsageError
 from distloop.pipeline import Pipeline
 from distloop.records import Records
 

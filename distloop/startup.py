@@ -9,8 +9,9 @@ import tensorflow as tf
 from distloop import preflight, runtime, strategies
 from distloop.checkpoint import Checkpointer
 from distloop.cluster import Cluster
-from distloop.config import RunConfig, UsageError
+from distloop.config import RunConfig
 from distloop.data import Stream, describe, make_stream, per_replica_batches
+from distloop.errors import UsageError
 from distloop.finetune import Loaded
 from distloop.rehearsal import with_fault
 from distloop.service import PROMISE, batches_from_service

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from etils import epath
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 
 Path = epath.Path
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
 
 from distloop.cluster import Cluster
-from distloop.config import UsageError
+from distloop.errors import UsageError
 
 
 def choose(name: str, *, cluster: Cluster, replicas: int | None) -> str:

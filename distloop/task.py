@@ -8,7 +8,8 @@ from typing import Any, final
 import keras
 import tensorflow as tf
 
-from distloop.config import RunConfig, UsageError
+from distloop.config import RunConfig
+from distloop.errors import UsageError
 from distloop.metrics import Metric
 from distloop.pipeline import Batch, Source
 from distloop.tasks import find

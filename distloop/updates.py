@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import keras
 import tensorflow as tf
 
-from distloop.config import RunConfig, UsageError
+from distloop.config import RunConfig
+from distloop.errors import UsageError
 from distloop.precision import LossScale, Scaling
 from distloop.task import State
 

@@ -9,7 +9,8 @@ from dataclasses import fields
 from typing import Any
 
 from distloop import storage
-from distloop.config import RunConfig, UsageError, shaping_differences
+from distloop.config import RunConfig, shaping_differences
+from distloop.errors import UsageError
 from distloop.storage import Path
 
 

@@ -15,7 +15,7 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from distloop import storage
-from distloop.config import StorageError, UsageError
+from distloop.errors import StorageError, UsageError
 from distloop.storage import Path
 from distloop.workdir import finite
 

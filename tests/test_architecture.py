@@ -14,6 +14,7 @@ from distloop.config import RunConfig
 ROOT = Path(__file__).parents[1]
 # A module may import only from lower floors; within floor 0 there is an order of its own, checked as "no cycle".
 FLOORS = {
+    "errors": 0,
     "config": 0,
     "cluster": 0,
     "storage": 0,

@@ -15,7 +15,7 @@ from etils import epath
 
 from distloop import RunConfig, State, checkpoint_files
 from distloop.checkpoint import Checkpointer
-from distloop.config import StorageError, UsageError
+from distloop.errors import StorageError, UsageError
 from distloop.task import named_variables
 from tests import toy
 

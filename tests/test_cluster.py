@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from distloop.cluster import Cluster, check_own_address, from_tf_config, is_this_machine, to_tf_config
-from distloop.config import PortTakenError, UsageError
+from distloop.errors import PortTakenError, UsageError
 from distloop.launcher.processes import free_ports
 from tests import harness
 

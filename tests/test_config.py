@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from distloop.config import RunConfig, UsageError, shaping_differences
+from distloop.config import RunConfig, shaping_differences
+from distloop.errors import UsageError
 
 
 @pytest.mark.parametrize(

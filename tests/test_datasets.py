@@ -1,8 +1,8 @@
 import pytest
 
 from distloop import RunConfig, in_memory, load_tfds
-from distloop.config import UsageError
 from distloop.datasets import SAMPLE_DIR
+from distloop.errors import UsageError
 
 
 def test_the_sample_in_the_package_is_small_real_and_balanced():

@@ -5,8 +5,8 @@ import pytest
 import tensorflow as tf
 
 from distloop import Pipeline
-from distloop.config import UsageError
 from distloop.data import make_stream
+from distloop.errors import UsageError
 from tests.streams import arrays, dataset
 
 GENERATOR = tf.random.Generator.from_seed(1)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from distloop.config import PreflightError, UsageError
+from distloop.errors import PreflightError, UsageError
 from distloop.launcher import checks, doctor, machine
 from distloop.launcher.checks import Line
 from distloop.launcher.processes import free_ports

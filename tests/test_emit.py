@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from distloop.cluster import from_tf_config
-from distloop.config import NotFiniteError, PeerLostError, PreflightError, Stopped, UsageError
+from distloop.errors import NotFiniteError, PeerLostError, PreflightError, Stopped, UsageError
 from distloop.launcher.emit import emit
 from distloop.launcher.emit_settings import KINDS, Settings
 from distloop.launcher.group import HUNG_CODE

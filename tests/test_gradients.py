@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from distloop import metrics
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.gradients import minimize
 from distloop.metrics import mean
 from distloop.task import State

@@ -11,7 +11,7 @@ from keras import metrics as kinds
 from sklearn import metrics as sk
 
 from distloop import RunConfig, minimize
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.keras_metrics import keras_metric
 from distloop.loop import evaluate_once
 from distloop.metrics import Metric, mean, results

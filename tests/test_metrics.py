@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from distloop import metrics
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.metrics import Metric, gather, mean
 from tests.on_replicas import values_on_each_replica
 

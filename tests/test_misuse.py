@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from distloop import RunConfig, State, Task, mean, minimize
-from distloop.config import UsageError
 from distloop.data import make_stream
+from distloop.errors import UsageError
 from tests import toy
 
 TASK = toy.make_task(RunConfig())

@@ -11,8 +11,8 @@ import pytest
 import tensorflow as tf
 
 from distloop import Pipeline, RunConfig, in_memory, load_tfds, load_tfrecords, mean, on_disk
-from distloop.config import UsageError
 from distloop.data import describe, make_stream, per_replica_batches
+from distloop.errors import UsageError
 from tests import toy
 from tests.streams import BATCH, STEPS, N, arrays, dataset, decode, decode_tokens, ids, read, write_records
 

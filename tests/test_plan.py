@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from distloop.cluster import Cluster
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.launcher.devices import local_gpus
 from distloop.launcher.plan import THREAD_SETTINGS, Worker, make_plan, shell_line
 from distloop.launcher.processes import free_ports

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from distloop import RunConfig
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.precision import LossScale, Scaling, all_finite
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 import distloop
 from distloop import Task, preflight, runtime
 from distloop.cluster import Cluster, from_tf_config
-from distloop.config import PreflightError, UsageError
+from distloop.errors import PreflightError, UsageError
 from distloop.preflight import check_reduction, check_workers, source_version
 from distloop.strategies import make_strategy
 from tests import harness, toy

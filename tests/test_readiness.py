@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from distloop.config import PreflightError
+from distloop.errors import PreflightError
 from distloop.launcher.readiness import check_gpus, check_host, check_program, check_workdir
 from tests.harness import ROOT
 
@@ -60,7 +60,7 @@ def test_a_workdir_that_cannot_be_made_is_told(under, why, tmp_path):
 ON_A_DISK = """
 import subprocess, sys
 from pathlib import Path
-from distloop.config import PreflightError
+from distloop.errors import PreflightError
 from distloop.launcher.readiness import check_workdir
 folder, *options = sys.argv[1:]
 for option in options:

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from distloop import load_tfrecords, records
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.records import in_turn, reader, records_of
 from tests.streams import write_records
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from distloop.config import PortTakenError, PreflightError, Stopped
+from distloop.errors import PortTakenError, PreflightError, Stopped
 from distloop.launcher import agreement, rendezvous
 from distloop.launcher.meeting import Ended
 from distloop.launcher.processes import free_ports

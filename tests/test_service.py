@@ -9,8 +9,9 @@ import pytest
 import tensorflow as tf
 
 from distloop import service
-from distloop.config import RunConfig, UsageError
+from distloop.config import RunConfig
 from distloop.data import make_stream, per_replica_batches
+from distloop.errors import UsageError
 from distloop.launcher import data_service
 from distloop.pipeline import Pipeline
 from distloop.records import load_tfrecords

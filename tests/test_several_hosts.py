@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from distloop.config import PreflightError
+from distloop.errors import PreflightError
 from tests import faults, harness, namespaces
 from tests.harness import ROOT, finish, kill
 from tests.run_files import differences, last_logged

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.launcher.devices import local_gpus
 from distloop.launcher.plan import make_plan
 from distloop.launcher.slurm import expand, in_step, read_step

@@ -7,7 +7,7 @@ from tensorflow.python.distribute.collective_all_reduce_strategy import Collecti
 
 from distloop import runtime
 from distloop.cluster import Cluster, from_tf_config
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.strategies import choose, local_devices, make_strategy
 from tests import harness
 

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from distloop import RunConfig, State, Task
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.task import check_layers, load_task
 from distloop.tasks import find, names
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from distloop.cluster import Cluster
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.launcher.topology import Place, Placement, Topology, resolve
 
 ALONE = {"SLURM_STEP_NODELIST": "n1", "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1"}

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from distloop import RunConfig, State, mean, minimize
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.metrics import Metric, reduce_and_pack
 from distloop.precision import Scaling
 from distloop.updates import UpdateRule, check_optimizer, prepare, rule_of, set_rule

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from distloop import workdir
-from distloop.config import RunConfig, UsageError
+from distloop.config import RunConfig
+from distloop.errors import UsageError
 
 
 def test_a_new_or_empty_folder_is_fine_and_stays_as_it_was(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 from tensorboard.compat.proto.event_pb2 import Event
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.writers import make_writer
 
 

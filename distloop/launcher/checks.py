@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from distloop.config import PreflightError, UsageError
+from distloop.errors import PreflightError, UsageError
 from distloop.launcher import proxies
 from distloop.launcher.machine import parse_gpus
 from distloop.launcher.topology import Topology

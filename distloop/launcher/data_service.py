@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 
-from distloop.config import UsageError, check_address
+from distloop.errors import UsageError, check_address
 from distloop.launcher import processes
 
 _CONNECT_SECS = 10

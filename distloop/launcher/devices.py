@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 
 
 def local_gpus(environment: Mapping[str, str], *, devices: Path = Path("/dev")) -> list[str]:

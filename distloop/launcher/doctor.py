@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from distloop.config import PortTakenError, PreflightError, UsageError
+from distloop.errors import PortTakenError, PreflightError, UsageError
 from distloop.launcher import agreement, checks, machine, readiness, wire
 from distloop.launcher.checks import Line
 from distloop.launcher.devices import local_gpus

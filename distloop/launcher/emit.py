@@ -6,7 +6,7 @@ Pure: `emit` returns the text, and whoever calls it prints it.
 import shlex
 from collections.abc import Sequence
 
-from distloop.config import Stopped
+from distloop.errors import Stopped
 from distloop.launcher import manifests
 from distloop.launcher.emit_settings import Request, Settings
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 
 KINDS = ("sbatch", "jobset", "job", "tfjob", "tpu")
 _IN_PODS = ("jobset", "job", "tfjob")

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from distloop.config import PeerLostError
+from distloop.errors import PeerLostError
 
 VARIABLE = "DISTLOOP_ERROR_FILE"
 _LONGEST = 300  # characters of a summary

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 
 VARIABLE = "DISTLOOP_FAULT"  # tells one worker of its fault, as step:kind
 KINDS = ("kill", "stop", "hang", "raise", "exit0", "nan", "enospc", "torn_save")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import final
 
-from distloop.config import NotFiniteError, Stopped
+from distloop.errors import NotFiniteError, Stopped
 from distloop.launcher import member as members_lib
 from distloop.launcher import processes, report
 from distloop.launcher.interrupts import Interrupts

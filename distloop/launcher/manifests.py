@@ -6,7 +6,7 @@ restarts its own workers before.
 
 from typing import Any
 
-from distloop.config import NotFiniteError, PreflightError, Stopped, UsageError
+from distloop.errors import NotFiniteError, PreflightError, Stopped, UsageError
 from distloop.launcher.emit_settings import Request
 
 FOR_GOOD = (1, UsageError.exit_code, NotFiniteError.exit_code, PreflightError.exit_code)

@@ -14,10 +14,9 @@ import selectors
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
-from distloop.config import Stopped
+from distloop.errors import Stopped
 from distloop.launcher import wire
 from distloop.launcher.agreement import difference
 from distloop.launcher.topology import Place, Topology
@@ -28,8 +27,7 @@ _QUIET_SECS = 3  # before a person is told whom this host waits for
 _NAMED = 8  # missing hosts in one message
 
 
-@dataclass(frozen=True)
-class Ended:
+class Ended(NamedTuple):
     """Say that the run is over on a host, with which exit code and why."""
 
     host: str
@@ -128,10 +126,10 @@ class Meeting:
     def tell(self, ended: Ended, *, limit_secs: float, stop: Callable[[], bool]) -> None:
         """Let all know that the run is over."""
         self._ended = True
-        self._hello["end"] = asdict(ended)
+        self._hello["end"] = ended._asdict()
         for connection in self._connections:
             if connection.place is not None:
-                connection.say({"end": asdict(ended)})
+                connection.say({"end": ended._asdict()})
         self.run(lambda: not self._missing(), limit_secs=limit_secs, stop=stop)
 
     def run(self, until: Callable[[], bool], *, limit_secs: float, stop: Callable[[], bool]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distloop.config import PeerLostError
+from distloop.errors import PeerLostError
 from distloop.launcher import error_record, processes, report
 from distloop.launcher.beacon import VARIABLE as BEACON
 from distloop.launcher.beacon import Beacon

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from distloop.cluster import Cluster, to_tf_config
 from distloop.launcher.devices import own_share, share_out
@@ -14,8 +14,7 @@ from distloop.launcher.topology import Topology
 THREAD_SETTINGS = ("OMP_NUM_THREADS",)
 
 
-@dataclass(frozen=True)
-class Worker:
+class Worker(NamedTuple):
     """Say how one worker is started: `environment` is what differs from the supervisor's own, None what is unset."""
 
     rank: int

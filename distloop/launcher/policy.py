@@ -2,10 +2,9 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
-from distloop.config import NotFiniteError, PreflightError, Stopped, UsageError
+from distloop.errors import NotFiniteError, PreflightError, Stopped, UsageError
 
 LONGEST_DELAY_SECS = 60.0
 _FINAL = {
@@ -15,8 +14,7 @@ _FINAL = {
 }
 
 
-@dataclass(frozen=True)
-class Ending:
+class Ending(NamedTuple):
     """Say how an attempt ended.
 
     `error` is the type and message of an exception, None for a death without one: a signal, a hang, a lost host.

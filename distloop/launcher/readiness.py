@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from distloop.config import PreflightError
+from distloop.errors import PreflightError
 
 LEAST_BYTES = 100_000_000  # free on the disk of the workdir; a worker looks again once it knows what a checkpoint takes
 

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from distloop.config import PortTakenError, PreflightError, Stopped
+from distloop.errors import PortTakenError, PreflightError, Stopped
 from distloop.launcher.meeting import Ended, Meeting
 from distloop.launcher.topology import Topology
 

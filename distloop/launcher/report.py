@@ -3,15 +3,13 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _LINES = 20  # of the log, where there is no traceback
 
 
-@dataclass(frozen=True)
-class Failure:
+class Failure(NamedTuple):
     """Say how one worker failed: `when` is a time of this host's clock, in seconds."""
 
     rank: int
@@ -55,7 +53,7 @@ def text(failure: Failure, *, why_no_restart: str = "") -> str:
 
 def as_json(failure: Failure, *, attempt: int, why_no_restart: str) -> str:
     """Return the same as a JSON object."""
-    return json.dumps({**asdict(failure), "attempt": attempt, "why_no_restart": why_no_restart}, indent=2) + "\n"
+    return json.dumps({**failure._asdict(), "attempt": attempt, "why_no_restart": why_no_restart}, indent=2) + "\n"
 
 
 def last_lines(lines: Sequence[str]) -> str:

@@ -7,15 +7,14 @@ the tasks of each; ranks go by the distribution. TensorFlow's `SlurmClusterResol
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 
 _MAX_HOSTS = 65536  # of one range, as for Slurm
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """Hold the host of every task in the order of their ranks, the rank of this one, and a name of the step."""
 
     hosts: tuple[str, ...]

@@ -5,11 +5,10 @@ import select
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from distloop.config import PreflightError, Stopped
+from distloop.errors import PreflightError, Stopped
 from distloop.launcher import member, policy, processes, report
 from distloop.launcher.fault import VARIABLE as FAULT
 from distloop.launcher.fault import Fault
@@ -30,8 +29,7 @@ _TELL_SECS = 30  # for the other hosts to notice that workers are gone, and to h
 CONSOLES = ("chief", "all", "errors")
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """Hold what a person can choose about supervision; the flags of `launch.run` explain each."""
 
     log_dir: Path
@@ -63,7 +61,7 @@ def supervise(
     with Interrupts() as interrupts:
         topology, plan = make_plan()
         if topology.is_evaluator:  # its rank is that of the chief, whose folder this may be
-            settings = replace(settings, log_dir=settings.log_dir / "evaluator")
+            settings = settings._replace(log_dir=settings.log_dir / "evaluator")
         try:
             check_host()
         except PreflightError as error:

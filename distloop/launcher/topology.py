@@ -4,9 +4,10 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from distloop.cluster import Cluster, from_tf_config
-from distloop.config import UsageError, check_address
+from distloop.errors import UsageError, check_address
 from distloop.launcher import slurm
 from distloop.launcher.devices import count_workers, own_share
 
@@ -15,8 +16,7 @@ _FIRST_PORT, _PORTS = 20_000, 10_000  # derived ports; the system's own, for cli
 _LOOPBACK = "127.0.0.1"
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Say where one supervisor runs: the host's name, and a port for each worker that it starts there."""
 
     host: str
@@ -70,8 +70,7 @@ class Topology:
         return replace(self, places=(Place(self.here.host, tuple(ports)),))
 
 
-@dataclass(frozen=True)
-class Placement:
+class Placement(NamedTuple):
     """Hold what the flags of `launch.run` say of where its workers are; `workdir` is that of the command, if known."""
 
     workers: str = "1"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import final
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 from distloop.launcher.beacon import PHASES, Sighting
 
 # Seconds without progress. What is normal is learned: the limit is 5 times the longest seen, and at least this.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, final
 
-from distloop.config import PortTakenError
+from distloop.errors import PortTakenError
 from distloop.launcher.ports import holder
 
 ANSWER_SECS = 5  # for a connection to be made, and then for its first line

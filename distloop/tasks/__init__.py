@@ -3,7 +3,7 @@
 import importlib.util
 import pkgutil
 
-from distloop.config import UsageError
+from distloop.errors import UsageError
 
 _OWN_TASK = "my_package.my_module:make_task"
 
