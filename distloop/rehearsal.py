@@ -1,6 +1,6 @@
 """Rehearse a fault: DISTLOOP_FAULT=step:kind makes this process fail in that training step.
 
-`launch.run --fault` sets it for one worker; docs/ending.md says what each kind does.
+`launch.run --fault` sets it for one worker; docs/launch/checks.md says what each kind does.
 """
 
 import dataclasses

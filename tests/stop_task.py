@@ -1,12 +1,14 @@
 """A task whose workers ask themselves to stop, by a real SIGTERM at a chosen moment: --task=tests.stop_task:make_task.
 
 STOP="step:5:1" sends it during step 5 of worker 1; the moments are step, eval, save and input; worker "all" is each.
+STOP_WHOM="supervisor" sends it to the parent process instead, "group" to that one and to all its workers.
 """
 
 import dataclasses
 import os
 import signal
 import time
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -25,7 +27,10 @@ def _stop_here(moment, step):
     here = from_tf_config(os.environ.get("TF_CONFIG")).index
     if int(step) != int(at) or worker not in ("all", str(here)):
         return False
-    os.kill(os.getpid(), signal.SIGTERM)
+    parent, whom = os.getppid(), os.environ.get("STOP_WHOM", "self")
+    workers = Path(f"/proc/{parent}/task/{parent}/children").read_text().split() if whom == "group" else []
+    for pid in {"self": [os.getpid()], "supervisor": [parent], "group": [parent, *map(int, workers)]}[whom]:
+        os.kill(pid, signal.SIGTERM)
     return True
 
 

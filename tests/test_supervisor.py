@@ -242,7 +242,22 @@ def test_a_worker_that_does_not_stop_in_time_is_killed(tmp_path):
     assert "rank 0, 1 did not stop within 0.5 s and is killed." in err
 
 
-def test_a_second_signal_ends_all_at_once(tmp_path):
+def test_a_signal_that_a_scheduler_repeats_is_one_request(tmp_path):
+    program = (
+        "tell('compile', 0); tell('step', 1); meet('ready'); until_asked_to_stop()\n"
+        "while not Path('twice').exists(): time.sleep(.01)\n"
+        "time.sleep(.3); tell('end', 1); sys.exit(143)"
+    )
+    process = start(program, tmp_path)
+    until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists(), process)
+    os.kill(process.pid, signal.SIGTERM)
+    until(lambda: "asked to stop" in process.output()[1], process)
+    os.kill(process.pid, signal.SIGTERM)
+    (tmp_path / "twice").touch()
+    assert harness.finish(process, limit_secs=30)[0] == 143
+
+
+def test_a_second_interrupt_ends_all_at_once(tmp_path):
     process = start("tell('compile', 0); tell('step', 1); meet('ready'); forever()", tmp_path)
     until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists(), process)
     os.kill(process.pid, signal.SIGINT)

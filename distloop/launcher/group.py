@@ -78,7 +78,7 @@ class Group:
         while self._running():
             self._wait(_POLL_SECS)
             if self._must_kill():
-                code = 128 + ((self._interrupts.first or 0) if self._interrupts.count > 1 else signal.SIGKILL)
+                code = 128 + (signal.SIGINT if self._interrupts.insists else signal.SIGKILL)
                 return self._ending(code, killed=self._interrupts.first is not None), None
             if self._alike is None and any(self._has_failed(member) for member in self._members):
                 return self._failed(self._find_cause())
@@ -142,7 +142,7 @@ class Group:
         if late:
             ranks = ", ".join(str(member.rank) for member in self._running())
             say(f"rank {ranks} did not stop within {self._grace_secs:g} s and is killed.")
-        return late or self._interrupts.count > 1
+        return late or self._interrupts.insists
 
     def _settle(self, seconds: float, *, until: Callable[[], bool] = lambda: False) -> None:
         limit = time.monotonic() + seconds

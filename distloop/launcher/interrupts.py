@@ -13,12 +13,13 @@ _HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 class Interrupts:
     """Take the signals by which people and schedulers ask for an end, while it is entered.
 
-    `first` is the first of them, None before; `count` how many there were. `fileno()` becomes readable with each.
+    `first` is the first of them, None before. `insists`: a person has pressed Ctrl-C once more; a scheduler may repeat
+    its signal within milliseconds, as Slurm does. `fileno()` becomes readable with each.
     """
 
     def __init__(self) -> None:
         self.first: int | None = None
-        self.count = 0
+        self.insists = False
 
     def __enter__(self) -> "Interrupts":
         self._receiver, self._sender = socket.socketpair()
@@ -37,8 +38,8 @@ class Interrupts:
         self._sender.close()
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        self.insists |= self.first is not None and number == signal.SIGINT
         self.first = self.first or number
-        self.count += 1
 
     def fileno(self) -> int:
         """Return what `select` finds readable after a signal, until `clear`."""

@@ -57,9 +57,8 @@ class Watchdog:
             if seen != before:
                 self._longest[before.phase] = max(self._longest[before.phase], seen.changed - before.changed)
         self._before = dict(sightings)
-        awaited = {
-            rank: seen for rank, seen in sightings.items() if not seen.waits and seen.phase != "end"
-        } or sightings
+        busy = {rank: seen for rank, seen in sightings.items() if not seen.waits and seen.phase != "end"}
+        awaited = busy or sightings
         if not awaited or not all(now - self._moved > self.limit(seen) for seen in awaited.values()):
             return ()
         behind = min(_position(seen) for seen in awaited.values())
