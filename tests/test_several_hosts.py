@@ -125,7 +125,7 @@ def test_another_version_of_tensorflow_is_told_by_both(pair, tmp_path):
 
 
 def test_a_port_that_is_taken_is_told_by_both(pair, tmp_path):
-    taken = "import socket; s = socket.create_server(('', 23456)); print(1, flush=True); s.accept()"
+    taken = "import socket, time; s = socket.create_server(('', 23456)); print(1, flush=True); time.sleep(600)"
     server = pair[1].start("-c", taken)
     while not server.output()[0]:
         time.sleep(0.01)

@@ -1,5 +1,6 @@
 """Who listens on a port of this machine, as far as /proc says."""
 
+import contextlib
 from pathlib import Path
 
 _LISTEN = "0A"  # TCP_LISTEN in include/net/tcp_states.h
@@ -8,14 +9,19 @@ _LISTEN = "0A"  # TCP_LISTEN in include/net/tcp_states.h
 def holder(port: int) -> str | None:
     """Name the process that listens on `port`; None if there is none, or it is another user's or container's."""
     inodes = _inodes(port)
-    for link in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
-        try:
-            if str(link.readlink()) in inodes:
-                command = (link.parents[1] / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
-                return f"process {link.parts[2]} ({command.strip()[:80]})"
-        except OSError:  # it has ended, or is another user's
-            continue
+    for process in Path("/proc").glob("[0-9]*") if inodes else ():
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if any(_target(link) in inodes for link in (process / "fd").iterdir()):
+                command = (process / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+                return f"process {process.name} ({command.strip()[:80]})"
     return None
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:  # closed meanwhile
+        return ""
 
 
 def _inodes(port: int) -> set[str]:
