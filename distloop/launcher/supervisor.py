@@ -15,10 +15,8 @@ from distloop.launcher.fault import Fault
 from distloop.launcher.group import Group
 from distloop.launcher.interrupts import Interrupts
 from distloop.launcher.logs import Console, next_attempt
-from distloop.launcher.meeting import Ended
 from distloop.launcher.plan import Worker
 from distloop.launcher.policy import Ending, Restart
-from distloop.launcher.rendezvous import meet, tell_the_end
 from distloop.launcher.report import Failure
 from distloop.launcher.topology import Topology
 from distloop.launcher.watchdog import Watchdog
@@ -65,16 +63,15 @@ def supervise(
         try:
             check_host()
         except PreflightError as error:
-            _tell_others(topology, Ended(topology.here.host, error.exit_code, str(error)), interrupts)
+            _tell_others(topology, topology.here.host, error.exit_code, str(error), interrupts)
             raise
         while True:
             try:
-                ended = _meet_others(topology, settings, facts, interrupts)
+                code = _meet_others(topology, settings, facts, interrupts)
             except Stopped:
                 return 128 + (interrupts.first or 0)
-            if ended is not None:
-                say(f"the run is over on host {ended.host}: {ended.reason}")
-                return ended.code
+            if code is not None:
+                return code
             watchdog.start(others_elsewhere=len(topology.places) > 1)
             number = next_attempt(_log_path(settings, plan[0], 0).parent)
             ending, failure = _attempt(plan, number, len(history), settings, watchdog, interrupts)
@@ -85,7 +82,7 @@ def supervise(
                 _write_report(settings, plan[0], number, failure, why)
                 if not isinstance(decision, Restart):
                     what = f"rank {failure.rank}: {failure.what}"
-                    _tell_others(topology, Ended(failure.host, ending.code, what), interrupts)
+                    _tell_others(topology, failure.host, ending.code, what, interrupts)
                 print(report.text(failure, why_no_restart=why), file=sys.stderr, flush=True)
             if not isinstance(decision, Restart):
                 return ending.code
@@ -97,16 +94,26 @@ def supervise(
 
 def _meet_others(
     topology: Topology, settings: Settings, facts: Callable[[Topology], Mapping[str, Any]], interrupts: Interrupts
-) -> Ended | None:
+) -> int | None:
+    """Wait for the supervisors of the other places; return an exit code if the run is over for one of them."""
     if len(topology.places) == 1:
         return None
+    from distloop.launcher import rendezvous  # which a run on one host need not load
+
     limit = settings.start_timeout_secs
-    return meet(topology, JOB, facts(topology), limit_secs=limit, stop=lambda: interrupts.first is not None)
+    ended = rendezvous.meet(topology, JOB, facts(topology), limit_secs=limit, stop=lambda: interrupts.first is not None)
+    if ended is None:
+        return None
+    say(f"the run is over on host {ended.host}: {ended.reason}")
+    return ended.code
 
 
-def _tell_others(topology: Topology, ended: Ended, interrupts: Interrupts) -> None:
+def _tell_others(topology: Topology, host: str, code: int, reason: str, interrupts: Interrupts) -> None:
     if len(topology.places) > 1:
-        tell_the_end(topology, JOB, ended, limit_secs=_TELL_SECS, stop=lambda: interrupts.first is not None)
+        from distloop.launcher import rendezvous
+
+        ended = rendezvous.Ended(host, code, reason)
+        rendezvous.tell_the_end(topology, JOB, ended, limit_secs=_TELL_SECS, stop=lambda: interrupts.first is not None)
 
 
 def _attempt(
