@@ -15,6 +15,7 @@ import pytest
 
 MARK = "DISTLOOP_TEST_SESSION"
 _SECS = 10  # for what is ending to be gone
+_OF_TENSORFLOW = "__autograph_generated_file*.py"  # which it removes at its end, but not when it is killed
 
 
 def pytest_configure(config):
@@ -52,7 +53,7 @@ class _Session:
         return [
             *(f"process {pid}: {command}" for pid, command in self._processes()),
             *map(str, set(Path("/dev/shm").iterdir()) - self._shared),
-            *(str(path) for path in Path(self._temp).rglob("*")),
+            *(str(path) for path in Path(self._temp).rglob("*") if not path.match(_OF_TENSORFLOW)),
         ]
 
     def _processes(self):

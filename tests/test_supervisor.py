@@ -224,8 +224,10 @@ def test_a_program_that_is_not_distloops_may_end_when_it_likes(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_a_signal_to_the_supervisor_asks_all_workers_to_stop(tmp_path, number):
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # else inherited, as `nohup pytest` has it
     program = "tell('compile', 0); tell('step', 1); meet('ready'); until_asked_to_stop(); tell('end', 1); sys.exit(143)"
     process = start(program, tmp_path)
+    signal.signal(signal.SIGHUP, before)
     until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists(), process)
     os.kill(process.pid, number)
     code, _, err = harness.finish(process, limit_secs=30)

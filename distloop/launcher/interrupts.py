@@ -26,7 +26,8 @@ class Interrupts:
         for end in (self._receiver, self._sender):
             end.setblocking(False)
         self._previous_fd = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
-        heard = [number for number in _HEARD if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+        nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        heard = [number for number in _HEARD if not (number == signal.SIGHUP and nohup)]
         self._previous = {number: signal.signal(number, self._note) for number in heard}
         return self
 
