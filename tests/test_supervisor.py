@@ -140,6 +140,79 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
     assert len(log(tmp_path, 0)) == 1001 * 1000
 
 
+def test_a_terminal_that_is_closed_lets_the_workers_stop_with_a_checkpoint(tmp_path):
+    program = (
+        "tell('compile', 0); tell('step', 1); meet('ready'); until_asked_to_stop()\n"
+        "for _ in range(20): print('still at work'); time.sleep(.01)\n"
+        "Path(f'saved.{rank}').touch(); tell('end', 1); sys.exit(143)"
+    )
+    pid, master = pty.fork()  # a terminal that is the supervisor's own, as a person's is
+    if pid == 0:
+        os.chdir(tmp_path)
+        environment = {**os.environ, "PYTHONPATH": str(harness.ROOT)}
+        os.execve(sys.executable, [sys.executable, *command(program)], environment)
+    until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists())
+    os.close(master)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
+    assert len(list(tmp_path.glob("saved.*"))) == 2
+
+
+def test_a_console_on_a_full_disk_does_not_end_the_run(tmp_path):
+    program = "print('a line'); time.sleep(.2); print('the end')"
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, *command(program, workers=1)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(harness.ROOT)},
+            stdout=full,
+            stderr=full,
+            timeout=60,
+        )
+    assert done.returncode == 0
+    assert log(tmp_path, 0) == "a line\nthe end\n"
+
+
+def test_logs_and_reports_that_cannot_be_written_neither_end_the_run_nor_hide_the_cause(tmp_path):
+    limited = [
+        "bash",
+        "-c",
+        'ulimit -f 1; exec "$@"',
+        "bash",
+        sys.executable,
+    ]  # 1 KB a file, as on a disk that fills up
+    environment = {**os.environ, "PYTHONPATH": str(harness.ROOT)}
+    program = "print('x' * 2000); print('y' * 2000); sys.exit(3)"
+    arguments = [*limited, *command(program, workers=1, flags=["--report=no/such/folder"])]
+    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3, done.stderr
+    assert len(log(tmp_path, 0)) == 1024
+    assert done.stdout.count("x") + done.stdout.count("y") == 4000
+    assert done.stderr.count("lacks lines from here on (File too large); the run goes on.") == 1
+    assert "the report no/such/folder cannot be written (No such file or directory)." in done.stderr
+    assert "ended with exit code 3" in done.stderr.splitlines()[-3]
+
+
+@pytest.mark.parametrize(
+    ("flags", "program", "sentence"),
+    [
+        (["--logs_dir=/dev/null/logs"], "true", "the log /dev/null/logs/rank_0/attempt_0.log cannot be written (Not a"),
+        ([], "./no_program", "./no_program cannot be started (Exec format error); give a program that"),
+    ],
+)
+def test_what_cannot_be_started_is_told_in_a_sentence(tmp_path, flags, program, sentence):
+    (tmp_path / "no_program").write_text("hello")
+    (tmp_path / "no_program").chmod(0o755)
+    code, _, err = harness.run("-m", "launch.run", *flags, "--", program, fresh=True, cwd=tmp_path)
+    assert code == 69
+    assert err.startswith(f"distloop: host {os.uname().nodename}: {sentence}"), err
+
+
+def test_a_worker_that_has_changed_its_folder_still_tells_its_error(tmp_path):
+    code, _, err = run("os.chdir('/'); fail('no more disks', step=0)", tmp_path, workers=1)
+    assert code == 1
+    assert "OSError: no more disks" in err
+
+
 def test_the_first_failure_ends_all_within_a_second_with_its_exit_code_and_is_told_last(tmp_path):
     program = "meet('ready'); print('now', time.time()); rank or forever(); print('about to fail'); sys.exit(3)"
     code, _, err = run(program, tmp_path, workers=3)
