@@ -425,6 +425,17 @@ def test_a_port_that_was_taken_meanwhile_is_replaced_by_another_one(tmp_path):
     assert not ports[0] & ports[1]
 
 
+def test_what_is_left_of_other_runs_is_neither_overwritten_nor_taken_for_the_cause(tmp_path):
+    left = tmp_path / "distloop_logs/rank_1"
+    left.mkdir(parents=True)
+    (left / "attempt_4.log").write_text("old")
+    (left / "attempt_5.error.json").write_text("{}")
+    code, _, err = run("rank == 0 or sys.exit(3)", tmp_path)
+    assert code == 3, err
+    assert err.endswith("distloop: its log is distloop_logs/rank_1/attempt_6.log\n")
+    assert log(tmp_path, 1, 4) == "old"
+
+
 def test_the_report_and_the_logs_are_where_the_flags_say(tmp_path):
     program = "print(sys.argv); sys.exit(3)"
     arguments = [*command(program, workers=1, flags=["--report=told"]), "--workdir=runs/one"]

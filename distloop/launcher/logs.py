@@ -158,8 +158,8 @@ def open_terminal() -> tuple[int, int]:
 
 
 def next_attempt(folder: Path) -> int:
-    """Return the number after that of the last attempt whose log is in `folder`."""
-    found = (re.fullmatch(r"attempt_(\d+)\.log", path.name) for path in folder.glob("attempt_*.log"))
+    """Return the number after that of the last attempt of which there is something in `folder`."""
+    found = (re.match(r"attempt_(\d+)\.", path.name) for path in folder.glob("attempt_*"))
     return max((int(match[1]) for match in found if match), default=-1) + 1
 
 

@@ -76,7 +76,7 @@ def supervise(
                 say(f"the run is over on host {ended.host}: {ended.reason}")
                 return ended.code
             watchdog.start(others_elsewhere=len(topology.places) > 1)
-            number = next_attempt(_log_path(settings, plan[0], 0).parent)
+            number = max(next_attempt(_log_path(settings, worker, 0).parent) for worker in plan)
             with _telling_others(topology, interrupts):
                 ending, failure = _attempt(plan, number, len(history), settings, watchdog, interrupts)
             history.append(ending)
