@@ -7,14 +7,14 @@ from typing import TextIO
 
 def say(sentence: str) -> None:
     """Print a sentence that a person must see, whatever becomes of stdout."""
-    start = "\r\x1b[K" if sys.stderr.isatty() else ""  # a progress bar may stand there
-    show(f"{start}distloop: {sentence}")
+    show(f"distloop: {sentence}")
 
 
 def show(text: str) -> None:
     """Print lines on stderr, if there is anybody to read them."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        start = "\r\x1b[K" if sys.stderr.isatty() else ""  # a progress bar may stand there
+        print(f"{start}{text}", file=sys.stderr, flush=True)
     except OSError:
         close(sys.stderr)
 

@@ -100,6 +100,24 @@ def test_prefixes_are_coloured_on_a_terminal_unless_the_person_wants_none(tmp_pa
     assert ("[rank 1] x" in text) == (not coloured)
 
 
+def run_in_terminal(program, tmp_path, *, flags=()):
+    """Return the exit code of a supervisor of two workers, and what a person sees of its stdout."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 101, 0, 0))
+    environment = {**os.environ, "PYTHONPATH": str(harness.ROOT)}
+    arguments = [sys.executable, *command(program, flags=flags)]
+    process = subprocess.Popen(
+        arguments, cwd=tmp_path, env=environment, stdout=slave, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other side is closed
+        while data := os.read(master, 4096):
+            shown += data
+    os.close(master)
+    return process.wait(timeout=30), shown
+
+
 def test_the_chief_has_a_terminal_where_the_supervisor_has_one_and_its_log_the_lines_that_stay(tmp_path):
     program = (
         "assert rank == 0 or not sys.stdout.isatty()\n"
@@ -108,21 +126,26 @@ def test_the_chief_has_a_terminal_where_the_supervisor_has_one_and_its_log_the_l
         "for part in range(50): print(f'\\r\\x1b[2K\\x1b[35m{part}%\\x1b[0m', end='', flush=True)\n"
         "print('\\r\\x1b[2Kdone')"
     )
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 101, 0, 0))
-    environment = {**os.environ, "PYTHONPATH": str(harness.ROOT)}
-    arguments = [sys.executable, *command(program)]
-    process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stdout=slave, stdin=subprocess.DEVNULL)
-    os.close(slave)
-    shown = b""
-    with contextlib.suppress(OSError):  # the other side is closed
-        while data := os.read(master, 4096):
-            shown += data
-    os.close(master)
-    assert process.wait(timeout=30) == 0
+    code, shown = run_in_terminal(program, tmp_path)
+    assert code == 0
     assert shown.count(b"%") == 50
     assert shown.endswith(b"\x1b[2Kdone\r\n")
     assert log(tmp_path, 0) == "True 101\ndone\n"
+
+
+@pytest.mark.parametrize(
+    "ending", ["sys.exit(3)", "os.kill(os.getppid(), 2); time.sleep(.3); os.kill(os.getppid(), 2)"]
+)
+def test_what_the_chief_writes_once_all_is_over_is_for_its_log_and_the_cursor_is_there_again(tmp_path, ending):
+    program = (
+        "tell('compile', 0)\n"
+        "if rank == 0: print('\\x1b[?25l50%', end='', flush=True); meet('shown'); forever()\n"
+        f"meet('shown'); {ending}; forever()"
+    )
+    code, shown = run_in_terminal(program, tmp_path, flags=["--max_restarts=0"])
+    assert code in (3, 130)
+    assert shown == b"\x1b[?25l50%\x1b[0m\x1b[?25h"
+    assert code == 130 or "in forever" in log(tmp_path, 0)
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):

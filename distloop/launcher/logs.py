@@ -111,12 +111,19 @@ class Log:
         except OSError:  # a terminal whose other side is closed
             data = b""
         if self._terminal:
-            assert self._console is not None
-            self._console.write(data)
+            if self._console is not None:
+                self._console.write(data)
         else:
             self._keep(data)
         self._show(self._lines.feed(data))
         return bool(data)
+
+    def hide(self) -> None:
+        """Show no more of it than there is now: what follows, such as stacks, is for the file."""
+        self.pump()
+        if self._terminal and self._console is not None:
+            self._console.write(b"\x1b[0m\x1b[?25h")  # a progress bar hides the cursor
+        self._console = None
 
     def close(self) -> None:
         """Take the rest and end."""
