@@ -27,6 +27,15 @@ def beacon(monkeypatch):
     beacon.close()
 
 
+@pytest.mark.parametrize("number", ["", "9999", "-1", None], ids=["empty", "closed", "impossible", "another file"])
+def test_a_program_in_between_that_keeps_the_descriptor_to_itself_leaves_no_beacon(tmp_path, number):
+    other = tmp_path / "other"
+    other.write_bytes(b"x" * 4096)
+    with other.open("r+b") as file:
+        assert Beacon.inherited({BEACON: number if number is not None else str(file.fileno())}) is None
+    assert other.read_bytes() == b"x" * 4096
+
+
 @contextlib.contextmanager
 def watched(beacon):
     """Look at the beacon all the time; yield the list of what is seen, each once."""

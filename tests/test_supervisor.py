@@ -100,6 +100,24 @@ def test_prefixes_are_coloured_on_a_terminal_unless_the_person_wants_none(tmp_pa
     assert ("[rank 1] x" in text) == (not coloured)
 
 
+def run_in_terminal(program, tmp_path, *, flags=()):
+    """Return the exit code of a supervisor of two workers, and what a person sees of its stdout."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 101, 0, 0))
+    environment = {**os.environ, "PYTHONPATH": str(harness.ROOT)}
+    arguments = [sys.executable, *command(program, flags=flags)]
+    process = subprocess.Popen(
+        arguments, cwd=tmp_path, env=environment, stdout=slave, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    os.close(slave)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other side is closed
+        while data := os.read(master, 4096):
+            shown += data
+    os.close(master)
+    return process.wait(timeout=30), shown
+
+
 def test_the_chief_has_a_terminal_where_the_supervisor_has_one_and_its_log_the_lines_that_stay(tmp_path):
     program = (
         "assert rank == 0 or not sys.stdout.isatty()\n"
@@ -108,21 +126,26 @@ def test_the_chief_has_a_terminal_where_the_supervisor_has_one_and_its_log_the_l
         "for part in range(50): print(f'\\r\\x1b[2K\\x1b[35m{part}%\\x1b[0m', end='', flush=True)\n"
         "print('\\r\\x1b[2Kdone')"
     )
-    master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 101, 0, 0))
-    environment = {**os.environ, "PYTHONPATH": str(harness.ROOT)}
-    arguments = [sys.executable, *command(program)]
-    process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stdout=slave, stdin=subprocess.DEVNULL)
-    os.close(slave)
-    shown = b""
-    with contextlib.suppress(OSError):  # the other side is closed
-        while data := os.read(master, 4096):
-            shown += data
-    os.close(master)
-    assert process.wait(timeout=30) == 0
+    code, shown = run_in_terminal(program, tmp_path)
+    assert code == 0
     assert shown.count(b"%") == 50
     assert shown.endswith(b"\x1b[2Kdone\r\n")
     assert log(tmp_path, 0) == "True 101\ndone\n"
+
+
+@pytest.mark.parametrize(
+    "ending", ["sys.exit(3)", "os.kill(os.getppid(), 2); time.sleep(.3); os.kill(os.getppid(), 2)"]
+)
+def test_what_the_chief_writes_once_all_is_over_is_for_its_log_and_the_cursor_is_there_again(tmp_path, ending):
+    program = (
+        "tell('compile', 0)\n"
+        "if rank == 0: print('\\x1b[?25l50%', end='', flush=True); meet('shown'); forever()\n"
+        f"meet('shown'); {ending}; forever()"
+    )
+    code, shown = run_in_terminal(program, tmp_path, flags=["--max_restarts=0"])
+    assert code in (3, 130)
+    assert shown == b"\x1b[?25l50%\x1b[0m\x1b[?25h"
+    assert code == 130 or "in forever" in log(tmp_path, 0)
 
 
 def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
@@ -138,6 +161,79 @@ def test_a_reader_that_goes_away_does_not_end_the_run(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "whole").exists()
     assert len(log(tmp_path, 0)) == 1001 * 1000
+
+
+def test_a_terminal_that_is_closed_lets_the_workers_stop_with_a_checkpoint(tmp_path):
+    program = (
+        "tell('compile', 0); tell('step', 1); meet('ready'); until_asked_to_stop()\n"
+        "for _ in range(20): print('still at work'); time.sleep(.01)\n"
+        "Path(f'saved.{rank}').touch(); tell('end', 1); sys.exit(143)"
+    )
+    pid, master = pty.fork()  # a terminal that is the supervisor's own, as a person's is
+    if pid == 0:
+        os.chdir(tmp_path)
+        environment = {**os.environ, "PYTHONPATH": str(harness.ROOT)}
+        os.execve(sys.executable, [sys.executable, *command(program)], environment)
+    until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists())
+    os.close(master)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
+    assert len(list(tmp_path.glob("saved.*"))) == 2
+
+
+def test_a_console_on_a_full_disk_does_not_end_the_run(tmp_path):
+    program = "print('a line'); time.sleep(.2); print('the end')"
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, *command(program, workers=1)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(harness.ROOT)},
+            stdout=full,
+            stderr=full,
+            timeout=60,
+        )
+    assert done.returncode == 0
+    assert log(tmp_path, 0) == "a line\nthe end\n"
+
+
+def test_logs_and_reports_that_cannot_be_written_neither_end_the_run_nor_hide_the_cause(tmp_path):
+    limited = [
+        "bash",
+        "-c",
+        'ulimit -f 1; exec "$@"',
+        "bash",
+        sys.executable,
+    ]  # 1 KB a file, as on a disk that fills up
+    environment = {**os.environ, "PYTHONPATH": str(harness.ROOT)}
+    program = "print('x' * 2000); print('y' * 2000); sys.exit(3)"
+    arguments = [*limited, *command(program, workers=1, flags=["--report=no/such/folder"])]
+    done = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3, done.stderr
+    assert len(log(tmp_path, 0)) == 1024
+    assert done.stdout.count("x") + done.stdout.count("y") == 4000
+    assert done.stderr.count("lacks lines from here on (File too large); the run goes on.") == 1
+    assert "the report no/such/folder cannot be written (No such file or directory)." in done.stderr
+    assert "ended with exit code 3" in done.stderr.splitlines()[-3]
+
+
+@pytest.mark.parametrize(
+    ("flags", "program", "sentence"),
+    [
+        (["--logs_dir=/dev/null/logs"], "true", "the log /dev/null/logs/rank_0/attempt_0.log cannot be written (Not a"),
+        ([], "./no_program", "./no_program cannot be started (Exec format error); give a program that"),
+    ],
+)
+def test_what_cannot_be_started_is_told_in_a_sentence(tmp_path, flags, program, sentence):
+    (tmp_path / "no_program").write_text("hello")
+    (tmp_path / "no_program").chmod(0o755)
+    code, _, err = harness.run("-m", "launch.run", *flags, "--", program, fresh=True, cwd=tmp_path)
+    assert code == 69
+    assert err.startswith(f"distloop: host {os.uname().nodename}: {sentence}"), err
+
+
+def test_a_worker_that_has_changed_its_folder_still_tells_its_error(tmp_path):
+    code, _, err = run("os.chdir('/'); fail('no more disks', step=0)", tmp_path, workers=1)
+    assert code == 1
+    assert "OSError: no more disks" in err
 
 
 def test_the_first_failure_ends_all_within_a_second_with_its_exit_code_and_is_told_last(tmp_path):
@@ -352,6 +448,17 @@ def test_a_port_that_was_taken_meanwhile_is_replaced_by_another_one(tmp_path):
     ports = [set(re.findall(r":(\d{4,5})", log(tmp_path, 0, attempt))) for attempt in (0, 1)]
     assert len(ports[0]) == len(ports[1]) == 2
     assert not ports[0] & ports[1]
+
+
+def test_what_is_left_of_other_runs_is_neither_overwritten_nor_taken_for_the_cause(tmp_path):
+    left = tmp_path / "distloop_logs/rank_1"
+    left.mkdir(parents=True)
+    (left / "attempt_4.log").write_text("old")
+    (left / "attempt_5.error.json").write_text("{}")
+    code, _, err = run("rank == 0 or sys.exit(3)", tmp_path)
+    assert code == 3, err
+    assert err.endswith("distloop: its log is distloop_logs/rank_1/attempt_6.log\n")
+    assert log(tmp_path, 1, 4) == "old"
 
 
 def test_the_report_and_the_logs_are_where_the_flags_say(tmp_path):

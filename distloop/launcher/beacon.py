@@ -9,6 +9,7 @@ import os
 import struct
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple, final
 
 VARIABLE = "DISTLOOP_BEACON"
@@ -19,6 +20,7 @@ PHASES = ("import", "setup", "compile", "step", "input", "eval", "save", "end")
 # Offsets; each value is an aligned word, which is never read torn.
 _CHANGED, _STEP, _PHASE, _PROGRESS, _WAITS, _STOP = range(0, 48, 8)
 _BYTES = 48
+_NAME = "distloop_beacon"  # in /proc
 
 
 class Sighting(NamedTuple):
@@ -42,7 +44,7 @@ class Beacon:
     @staticmethod
     def create() -> "Beacon":
         """Make a new one; the supervisor does, for each attempt of each worker."""
-        descriptor = os.memfd_create("distloop_beacon")
+        descriptor = os.memfd_create(_NAME)
         os.ftruncate(descriptor, _BYTES)
         beacon = Beacon(descriptor)
         beacon.tell("import", 0)
@@ -50,8 +52,15 @@ class Beacon:
 
     @staticmethod
     def inherited(environment: Mapping[str, str]) -> "Beacon | None":
-        """Return the one that this process was started with, if it was started by a supervisor."""
-        return Beacon(int(environment[VARIABLE])) if VARIABLE in environment else None
+        """Return the one that this process was started with, if it was started by a supervisor.
+
+        A program in between may have kept the descriptor to itself; then its number can be that of another file.
+        """
+        number = environment.get(VARIABLE, "")
+        try:
+            return Beacon(int(number)) if _NAME in str(Path(f"/proc/self/fd/{number}").readlink()) else None
+        except OSError:
+            return None
 
     def tell(self, phase: str, step: int, *, progress: int = 0, waits: bool = False) -> None:
         """Say where this worker is. The time is that of the last change of anything of it."""

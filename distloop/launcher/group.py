@@ -78,6 +78,7 @@ class Group:
         while self._running():
             self._wait(_POLL_SECS)
             if self._must_kill():
+                self._hide()
                 code = 128 + (signal.SIGINT if self._interrupts.insists else signal.SIGKILL)
                 return self._ending(code, killed=self._interrupts.first is not None), None
             if self._alike is None and any(self._has_failed(member) for member in self._members):
@@ -149,7 +150,12 @@ class Group:
         while self._running() and time.monotonic() < limit and not until():
             self._wait(0.02)
 
+    def _hide(self) -> None:
+        for member in self._members:
+            member.log.hide()
+
     def _dump_stacks(self) -> None:
+        self._hide()
         for member in self._running():
             if member.attached:  # another program would be ended by the signal
                 with contextlib.suppress(ProcessLookupError):

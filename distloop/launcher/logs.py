@@ -5,12 +5,16 @@ import os
 import pty
 import re
 import select
+import socket
 import struct
 import sys
 import termios
 from collections.abc import Mapping
 from pathlib import Path
 from typing import final
+
+from distloop.errors import PreflightError
+from distloop.say import close, say
 
 _CHUNK = 1 << 16
 _LONGEST_LINE = 1 << 16  # on the console; a longer one is shown in parts
@@ -40,9 +44,9 @@ class Console:
             try:
                 sys.stdout.buffer.write(data)
                 sys.stdout.buffer.flush()
-            except BrokenPipeError:  # the reader has gone, as `| head` does; the run goes on and has its logs
+            except OSError:  # the run goes on, and has its logs
                 self._open = False
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                close(sys.stdout)
 
 
 @final
@@ -84,10 +88,17 @@ class Log:
     def __init__(
         self, path: Path, descriptor: int, console: Console | None, *, rank: int | None, terminal: bool = False
     ) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.descriptor = descriptor
-        self._file = path.open("wb", buffering=0)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("wb", buffering=0)
+        except OSError as error:
+            raise PreflightError(
+                f"host {socket.gethostname()}: the log {path} cannot be written ({error.strerror}); make its folder "
+                "writable, free some space, or give another with --logs_dir."
+            ) from error
+        self._full = False
         self._lines, self._console, self._rank, self._terminal = Lines(), console, rank, terminal
         os.set_blocking(descriptor, False)
 
@@ -100,12 +111,19 @@ class Log:
         except OSError:  # a terminal whose other side is closed
             data = b""
         if self._terminal:
-            assert self._console is not None
-            self._console.write(data)
+            if self._console is not None:
+                self._console.write(data)
         else:
-            self._file.write(data)
+            self._keep(data)
         self._show(self._lines.feed(data))
         return bool(data)
+
+    def hide(self) -> None:
+        """Show no more of it than there is now: what follows, such as stacks, is for the file."""
+        self.pump()
+        if self._terminal and self._console is not None:
+            self._console.write(b"\x1b[0m\x1b[?25h")  # a progress bar hides the cursor
+        self._console = None
 
     def close(self) -> None:
         """Take the rest and end."""
@@ -118,9 +136,18 @@ class Log:
     def _show(self, lines: list[str]) -> None:
         for line in lines:
             if self._terminal:
-                self._file.write(_CONTROL.sub("", line).encode() + b"\n")
+                self._keep(_CONTROL.sub("", line).encode() + b"\n")
             elif self._console is not None:
                 self._console.line(line, rank=self._rank)
+
+    def _keep(self, data: bytes) -> None:
+        try:
+            while data:  # as a disk fills up, a part is written
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            if not self._full:
+                say(f"{self.path} lacks lines from here on ({error.strerror}); the run goes on.")
+            self._full = True
 
 
 def open_terminal() -> tuple[int, int]:
@@ -138,8 +165,8 @@ def open_terminal() -> tuple[int, int]:
 
 
 def next_attempt(folder: Path) -> int:
-    """Return the number after that of the last attempt whose log is in `folder`."""
-    found = (re.fullmatch(r"attempt_(\d+)\.log", path.name) for path in folder.glob("attempt_*.log"))
+    """Return the number after that of the last attempt of which there is something in `folder`."""
+    found = (re.match(r"attempt_(\d+)\.", path.name) for path in folder.glob("attempt_*"))
     return max((int(match[1]) for match in found if match), default=-1) + 1
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from distloop.errors import PeerLostError
+from distloop.errors import PeerLostError, PreflightError
 from distloop.launcher import error_record, processes, report
 from distloop.launcher.beacon import VARIABLE as BEACON
 from distloop.launcher.beacon import Beacon
@@ -63,12 +63,18 @@ def start(
     error_file = log_path.with_suffix(".error.json")
     log = Log(log_path, reader, console, rank=worker.rank if prefixed else None, terminal=terminal)
     settings = {"PYTHONUNBUFFERED": "1", **os.environ, **worker.environment, **added}  # a killed worker cannot flush
-    settings |= {BEACON: str(beacon.descriptor), error_record.VARIABLE: str(error_file)}
+    settings |= {BEACON: str(beacon.descriptor), error_record.VARIABLE: str(error_file.absolute())}
     environment = {name: value for name, value in settings.items() if value is not None}
     try:
         process = processes.start(
             worker.command, environment=environment, output=writer, descriptors=[beacon.descriptor]
         )
+    except OSError as error:
+        log.close()
+        raise PreflightError(
+            f"host {socket.gethostname()}: {worker.command[0]} cannot be started ({error.strerror}); give a program "
+            "that this host can run."
+        ) from error
     finally:
         os.close(writer)
     return Member(worker.rank, process, os.pidfd_open(process.pid), beacon, log, error_file)

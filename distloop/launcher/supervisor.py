@@ -1,10 +1,11 @@
 """Attempt after attempt, until the run has ended or there is no point in another one."""
 
+import contextlib
 import os
 import select
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from distloop.launcher.policy import Ending, Restart
 from distloop.launcher.report import Failure
 from distloop.launcher.topology import Topology
 from distloop.launcher.watchdog import Watchdog
-from distloop.say import say
+from distloop.say import say, show
 
 JOB = "distloop"  # what supervisors call themselves; of which run they are, their facts say
 _TELL_SECS = 30  # for the other hosts to notice that workers are gone, and to hear why
@@ -60,11 +61,8 @@ def supervise(
         topology, plan = make_plan()
         if topology.is_evaluator:  # its rank is that of the chief, whose folder this may be
             settings = settings._replace(log_dir=settings.log_dir / "evaluator")
-        try:
+        with _telling_others(topology, interrupts):
             check_host()
-        except PreflightError as error:
-            _tell_others(topology, topology.here.host, error.exit_code, str(error), interrupts)
-            raise
         while True:
             try:
                 code = _meet_others(topology, settings, facts, interrupts)
@@ -73,8 +71,9 @@ def supervise(
             if code is not None:
                 return code
             watchdog.start(others_elsewhere=len(topology.places) > 1)
-            number = next_attempt(_log_path(settings, plan[0], 0).parent)
-            ending, failure = _attempt(plan, number, len(history), settings, watchdog, interrupts)
+            number = max(next_attempt(_log_path(settings, worker, 0).parent) for worker in plan)
+            with _telling_others(topology, interrupts):
+                ending, failure = _attempt(plan, number, len(history), settings, watchdog, interrupts)
             history.append(ending)
             decision = policy.decide(history, max_restarts=settings.max_restarts)
             why = "" if isinstance(decision, Restart) else decision.why
@@ -83,7 +82,7 @@ def supervise(
                 if not isinstance(decision, Restart):
                     what = f"rank {failure.rank}: {failure.what}"
                     _tell_others(topology, failure.host, ending.code, what, interrupts)
-                print(report.text(failure, why_no_restart=why), file=sys.stderr, flush=True)
+                show(report.text(failure, why_no_restart=why))
             if not isinstance(decision, Restart):
                 return ending.code
             say(f"all workers start again in {decision.delay:.1f} s.")
@@ -114,6 +113,16 @@ def _tell_others(topology: Topology, host: str, code: int, reason: str, interrup
 
         ended = rendezvous.Ended(host, code, reason)
         rendezvous.tell_the_end(topology, JOB, ended, limit_secs=_TELL_SECS, stop=lambda: interrupts.first is not None)
+
+
+@contextlib.contextmanager
+def _telling_others(topology: Topology, interrupts: Interrupts) -> Iterator[None]:
+    """Let the other places know why nothing can be started here."""
+    try:
+        yield
+    except PreflightError as error:
+        _tell_others(topology, topology.here.host, error.exit_code, str(error), interrupts)
+        raise
 
 
 def _attempt(
@@ -153,9 +162,14 @@ def _log_path(settings: Settings, worker: Worker, attempt: int) -> Path:
 
 def _write_report(settings: Settings, worker: Worker, number: int, failure: Failure, why: str) -> None:
     path = _log_path(settings, worker, number).with_suffix(".report.json")
-    path.write_text(report.as_json(failure, attempt=number, why_no_restart=why))
+    texts = {path: report.as_json(failure, attempt=number, why_no_restart=why)}
     if settings.report is not None:
-        settings.report.write_text(report.text(failure, why_no_restart=why)[-4096:] + "\n")  # Kubernetes shows as much
+        texts[settings.report] = report.text(failure, why_no_restart=why)[-4096:] + "\n"  # Kubernetes shows as much
+    for path, text in texts.items():
+        try:
+            path.write_text(text, errors="replace")
+        except OSError as error:  # a full disk, perhaps, which may be the failure itself
+            say(f"the report {path} cannot be written ({error.strerror}).")
 
 
 def _pause(seconds: float, interrupts: Interrupts) -> bool:
