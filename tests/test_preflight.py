@@ -171,7 +171,7 @@ def test_workers_that_differ_all_end_with_the_sentence():
         sentence = (
             "worker 1 has other flags than worker 0 (--seed=1, not --seed=0); start all workers with the same flags."
         )
-        assert (code, err.splitlines()[-1]) == (1, f"distloop.config.UsageError: {sentence}"), out + err
+        assert (code, err.splitlines()[-1]) == (1, f"distloop.errors.UsageError: {sentence}"), out + err
 
 
 def step(state, batch):

@@ -31,7 +31,7 @@ def clean(tmp_path_factory):
 @pytest.mark.parametrize(
     ("kind", "step", "rank", "limits", "phase", "function"),
     [
-        ("lock", 8, 1, "step:3", "step", "hang_in_my_lock"),
+        pytest.param("lock", 8, 1, "step:3", "step", "hang_in_my_lock", marks=pytest.mark.slow),
         pytest.param("sleep", 8, 0, "step:3", "step", "hang_asleep", marks=pytest.mark.slow),
         pytest.param("busy", 8, 1, "step:3", "step", "hang_in_my_loop", marks=pytest.mark.slow),
         ("input", 5, 1, "input:5", "input", "hang_asleep"),
@@ -58,6 +58,7 @@ def test_a_worker_that_hangs_is_named_with_its_place_and_all_start_again(
     assert differences(folder, clean) == []
 
 
+@pytest.mark.slow
 def test_a_slow_compilation_slow_steps_and_a_long_evaluation_are_no_hang(tmp_path):
     """Three batches a worker and evaluation of 0.7 s; each limit is shorter than what it is the limit of takes."""
     code, err = supervised(tmp_path / "run", "step:3,eval:2", HANGS="slow:0:0:")
