@@ -310,7 +310,7 @@ def test_a_worker_that_ends_well_too_early_is_a_failure(tmp_path):
     program = "tell('compile', 0); time.sleep(.2); tell('step', 5); meet('ready'); rank or forever()"
     code, _, err = run(program, tmp_path, flags=["--max_restarts=0"])
     assert code == 1
-    assert "in step after step 5: ended with exit code 0 while the others were still at work" in err
+    assert "in step after step 5: ended with exit code 0 before its work was done" in err
 
 
 def test_a_program_that_is_not_distloops_may_end_when_it_likes(tmp_path):
@@ -327,6 +327,29 @@ def test_a_signal_to_the_supervisor_asks_all_workers_to_stop(tmp_path, number):
     code, _, err = harness.finish(process, limit_secs=30)
     assert code == 143
     assert err == f"distloop: {number.name}: the workers are asked to stop, within 30 s (--grace).\n"
+
+
+@pytest.mark.parametrize(("collateral", "expected"), [(False, 1), (True, 143)])
+def test_an_error_while_all_stop_is_told_and_nothing_starts_again(tmp_path, collateral, expected):
+    program = (
+        "tell('compile', 0); time.sleep(.2); tell('step', 1); meet('ready'); until_asked_to_stop()\n"
+        f"rank or fail('the disk is full', step=1, collateral={collateral}, exit_code={138 if collateral else 1})\n"
+        "forever()"
+    )
+    process = start(program, tmp_path)
+    until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists(), process)
+    os.kill(process.pid, signal.SIGTERM)
+    code, _, err = harness.finish(process, limit_secs=30)
+    assert code == expected
+    assert ("OSError: the disk is full" in err) == (not collateral)
+    assert "start again" not in err
+
+
+def test_numbers_that_are_no_longer_finite_are_told_although_another_worker_does_not_end(tmp_path):
+    program = "tell('compile', 0); meet('ready'); rank or fail('the loss is NaN', step=1, exit_code=65); forever()"
+    code, _, err = run(program, tmp_path, flags=["--grace=0.5"])
+    assert code == 65
+    assert "the loss is NaN" in err
 
 
 def test_a_worker_that_does_not_stop_in_time_is_killed(tmp_path):

@@ -13,8 +13,8 @@ from typing import NamedTuple, final
 
 VARIABLE = "DISTLOOP_BEACON"
 # What a worker can be doing. `import` is said of one that has not said anything yet; `input` is a step that waits for
-# its batch.
-PHASES = ("import", "setup", "compile", "step", "input", "eval", "save", "end")
+# its batch, `action` what the user has added to the loop.
+PHASES = ("import", "setup", "compile", "step", "input", "eval", "save", "action", "end")
 
 # Offsets; each value is an aligned word, which is never read torn.
 _CHANGED, _STEP, _PHASE, _PROGRESS, _WAITS, _STOP = range(0, 48, 8)

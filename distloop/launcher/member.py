@@ -102,7 +102,7 @@ def known_failure(member: Member, *, oom_kills: int) -> Failure | None:
     if member.ended is None or (code == 0 and not member.left_early):
         return None
     if code == 0:
-        return failure(member, "ended with exit code 0 while the others were still at work", 1)
+        return failure(member, "ended with exit code 0 before its work was done", 1)
     how = processes.how(code)
     if code == -signal.SIGKILL and oom_kills:
         how += ", it seems by the kernel because memory was used up"
