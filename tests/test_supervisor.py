@@ -537,6 +537,7 @@ def test_a_dry_run_prints_lines_that_a_shell_can_run_and_starts_nothing(tmp_path
         (["--hang_timeout=step", "--", "true"], "hang_timeout has 'step'; expected PHASE:SECONDS"),
         (["--fault=1:0:kill", "--", "true"], "fault has '1:0:kill'; expected RANK:STEP:KIND, such as 1:20:kill"),
         (["--fault=1:5:bite", "--", "true"], "fault has '1:5:bite'; expected RANK:STEP:KIND"),
+        (["--fault=1:5:kill", "--", "true"], "fault is for rank 1, but the run has 1 worker(s), numbered from 0."),
     ],
 )
 def test_what_cannot_work_is_told_in_a_sentence(arguments, sentence):

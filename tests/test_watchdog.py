@@ -55,7 +55,7 @@ def test_what_shows_no_progress_though_it_is_healthy_is_left_alone(parts):
 
 def test_who_waits_for_hosts_that_no_one_here_sees_lets_them_compile():
     assert first_alarm(("step", True, 1000), others_elsewhere=True) is None
-    assert 120 < first_alarm(("step", True, 1000)) < 125
+    assert first_alarm(("step", True, 1000)) == 121
 
 
 def test_a_job_that_was_held_and_goes_on_is_no_hang():
@@ -64,7 +64,7 @@ def test_a_job_that_was_held_and_goes_on_is_no_hang():
     before = {0: Sighting("step", 3, changed=1000.0)}
     assert not watchdog.look(before, 1001.0)
     assert not watchdog.look(before, 5000.0)  # the supervisor was held, too, and looks before the worker goes on
-    assert [second for second in range(5000, 5070) if watchdog.look(before, second)][0] == 5061
+    assert next(second for second in range(5000, 5070) if watchdog.look(before, second)) == 5061
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import os
 import struct
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple, final
 
 VARIABLE = "DISTLOOP_BEACON"
@@ -57,7 +58,7 @@ class Beacon:
         """
         number = environment.get(VARIABLE, "")
         try:
-            return Beacon(int(number)) if _NAME in os.readlink(f"/proc/self/fd/{number}") else None
+            return Beacon(int(number)) if _NAME in Path(f"/proc/self/fd/{number}").readlink().name else None
         except OSError:
             return None
 
