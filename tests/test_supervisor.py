@@ -276,6 +276,19 @@ def test_the_stacks_of_the_others_are_in_their_logs(tmp_path):
     assert re.search(r"(Current thread|Thread) 0x.*\n.* in forever", log(tmp_path, 1))
 
 
+def test_workers_behind_a_script_leave_their_stacks_and_their_errors_count(tmp_path):
+    program = (
+        PROGRAM + "tell('compile', 0); meet('ready')\n"
+        "if rank == 1: fail('a peer has gone', step=0, collateral=True, exit_code=138)\n"
+        "time.sleep(.5); rank or fail('no more disks', step=0); forever()"
+    )
+    script = ["bash", "-c", '"$@"; echo done', "bash", sys.executable, "-c", program]
+    code, _, err = harness.run("-m", "launch.run", "--workers=3", "--", *script, fresh=True, cwd=tmp_path)
+    assert code == 1
+    assert "OSError: no more disks" in err
+    assert "most recent call first" in log(tmp_path, 2)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_worker_that_a_signal_ends_is_named_with_it_and_all_start_again(tmp_path, number):
     program = (
@@ -392,6 +405,17 @@ def test_a_program_that_is_not_distloops_is_sent_the_signal(tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     code, _, err = harness.finish(process, limit_secs=30)
     assert code == 143, err
+
+
+def test_a_request_that_comes_too_early_for_the_program_is_heard_later(tmp_path):
+    program = (
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); meet('ready'); time.sleep(.5)\n"
+        "tell('compile', 0); until_asked_to_stop(); tell('end', 1); sys.exit(143)"
+    )
+    process = start(program, tmp_path)
+    until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists(), process)
+    os.kill(process.pid, signal.SIGTERM)
+    assert harness.finish(process, limit_secs=20)[0] == 143
 
 
 def test_a_signal_between_two_attempts_ends_the_wait(tmp_path):

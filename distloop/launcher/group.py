@@ -126,13 +126,12 @@ class Group:
         self._deadline = time.monotonic() + self._grace_secs
         say(f"{signal.Signals(number).name}: the workers are asked to stop, within {self._grace_secs:g} s (--grace).")
         for member in self._running():
+            member.beacon.ask_to_stop()  # a signal could be kept from the worker by a wrapper around it
             phase = member.beacon.read().phase
             if phase == "import":
                 member.process.terminate()
             elif phase == "setup":
                 member.process.kill()  # TensorFlow's wait for its peers hears nothing, and there is nothing to save
-            else:
-                member.beacon.ask_to_stop()  # a signal could be kept from the worker by a wrapper around it
 
     def _must_kill(self) -> bool:
         if self._deadline is None or not self._running():
@@ -157,7 +156,7 @@ class Group:
         for member in self._running():
             if member.attached:  # another program would be ended by the signal
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(member.process.pid, signal.SIGUSR1)
+                    os.kill(member.pid, signal.SIGUSR1)
         self._settle(_DUMP_SECS)
 
     def _failures(self) -> list[Failure]:
@@ -172,7 +171,7 @@ class Group:
         cause = report.first(self._failures())
         if cause.collateral:
             for member in self._running():
-                if processes.is_stopped(member.process.pid):
+                if processes.is_stopped(member.pid):
                     what = "was stopped by a signal, such as SIGSTOP, and did not go on"
                     return members_lib.failure(member, what, 128 + signal.SIGKILL)
         return cause
