@@ -87,7 +87,7 @@ def _train(
         if config.best_metric:
             acts.append(actions.every(eval_every, actions.keep_best(record, config.best_metric, mode=config.best_mode)))
             acts.append(stop_if_not_finite(setup.state, every=eval_every))  # the best may be saved there
-    acts.extend(extra_actions)
+    acts.extend(life.in_phase("action", action) for action in extra_actions)
     save = actions.save_to(setup.checkpointer, record, steps=save_every, extra_actions=extra_actions)
     acts.append(life.in_phase("save", save))
     steps = train_steps(

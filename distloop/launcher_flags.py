@@ -13,7 +13,7 @@ from absl import flags
 from distloop.cluster import is_this_machine
 from distloop.errors import PreflightError, UsageError
 from distloop.launcher import agreement, devices, emit_settings, plan, readiness, supervisor, topology, watchdog
-from distloop.launcher.fault import parse_faults
+from distloop.launcher.fault import check_ranks, parse_faults
 from distloop.launcher.processes import free_ports
 from distloop.say import say
 
@@ -107,6 +107,7 @@ def _supervise(command: Sequence[str]) -> int:
 
     def make_plan() -> tuple[topology.Topology, list[plan.Worker]]:
         found = resolve()
+        check_ranks(settings.faults, workers=len(found.addresses))
         if found.needs_ports:
             found = found.with_ports(free_ports(len(found.here.ports)))
         return found, plan.make_plan(found, command, os.environ, gpus=gpus, cores=cores)

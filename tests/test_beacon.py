@@ -99,7 +99,10 @@ def test_the_supervisor_sees_each_step_within_one_call_of_many(tmp_path, beacon,
 
 
 def test_a_request_of_the_supervisor_stops_the_run_with_a_checkpoint(tmp_path, beacon):
+    phases = set()
+
     def ask(progress):
+        phases.add(beacon.read().phase)
         if progress.step == 4:
             beacon.ask_to_stop()
         if progress.step > 4:
@@ -111,6 +114,7 @@ def test_a_request_of_the_supervisor_stops_the_run_with_a_checkpoint(tmp_path, b
     with pytest.raises(Stopped, match="with a checkpoint"):
         train(toy.make_task(config), config, extra_actions=[ask])
     (newest, *_) = sorted((tmp_path / "run/checkpoints").iterdir(), reverse=True)
+    assert phases == {"action"}  # which may take its time
     assert 4 <= int(newest.name.removeprefix("step_")) < 100
 
 

@@ -15,7 +15,7 @@ RAISED = Ending(1, error="ValueError: no", begin=10, step=15)
     [
         ([Ending(0)], ""),
         ([Ending(143, begin=0, step=7)], ""),
-        ([Ending(137, begin=0, step=7, killed=True)], ""),
+        ([Ending(137, begin=0, step=7, asked=True)], ""),
         ([Ending(64, error="UsageError: x")], "the same command would be refused again"),
         ([Ending(65, error="NotFiniteError: x", begin=0, step=7)], "the same command would diverge again"),
         ([Ending(69, error="PreflightError: x")], "the machines cannot train together"),

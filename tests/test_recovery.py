@@ -18,7 +18,7 @@ from tests.test_supervisor import until
 FAULTS = {
     "1:20:kill": (1, 137, "was killed by SIGKILL"),
     "0:20:raise": (0, 1, "RuntimeError"),
-    "1:20:exit0": (1, 1, "ended with exit code 0 while the others were still at work"),
+    "1:20:exit0": (1, 1, "ended with exit code 0 before its work was done"),
     "1:20:stop": (1, 137, "was stopped by a signal, such as SIGSTOP"),
     "0:20:hang": (0, 124, "hung: no progress for"),
     "0:20:torn_save": (0, 137, "was killed by SIGKILL"),

@@ -323,11 +323,10 @@ def test_hosts_meet_over_ipv6(hosts):
     assert all_meet(where) == [None, None]
 
 
-def test_the_facts_are_versions_workers_gpus_and_the_arguments_of_the_command():
+@pytest.mark.parametrize("own", [["--data_dir=/a"], ["--data_dir", "/a"]])
+def test_the_facts_are_versions_workers_gpus_and_the_arguments_of_the_command(own):
     where = places(1, 2)
-    found = agreement.facts(
-        ["/opt/a/python", "-m", "launch.train", "--data_dir=/a", "--epochs=5"], Topology(where, 1), gpus=2
-    )
+    found = agreement.facts(["/opt/a/python", "-m", "launch.train", *own, "--epochs=5"], Topology(where, 1), gpus=2)
     assert found["command"] == ["-m", "launch.train", "--epochs=5"]
     assert found["workers"] == [f"{place.host}:{port}" for place in where for port in place.ports]
     assert list(found) == ["distloop", "python", "tensorflow", "keras", "workers", "gpus", "command"]

@@ -276,6 +276,19 @@ def test_the_stacks_of_the_others_are_in_their_logs(tmp_path):
     assert re.search(r"(Current thread|Thread) 0x.*\n.* in forever", log(tmp_path, 1))
 
 
+def test_workers_behind_a_script_leave_their_stacks_and_their_errors_count(tmp_path):
+    program = (
+        PROGRAM + "tell('compile', 0); meet('ready')\n"
+        "if rank == 1: fail('a peer has gone', step=0, collateral=True, exit_code=138)\n"
+        "time.sleep(.5); rank or fail('no more disks', step=0); forever()"
+    )
+    script = ["bash", "-c", '"$@"; echo done', "bash", sys.executable, "-c", program]
+    code, _, err = harness.run("-m", "launch.run", "--workers=3", "--", *script, fresh=True, cwd=tmp_path)
+    assert code == 1
+    assert "OSError: no more disks" in err
+    assert "most recent call first" in log(tmp_path, 2)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_worker_that_a_signal_ends_is_named_with_it_and_all_start_again(tmp_path, number):
     program = (
@@ -310,7 +323,7 @@ def test_a_worker_that_ends_well_too_early_is_a_failure(tmp_path):
     program = "tell('compile', 0); time.sleep(.2); tell('step', 5); meet('ready'); rank or forever()"
     code, _, err = run(program, tmp_path, flags=["--max_restarts=0"])
     assert code == 1
-    assert "in step after step 5: ended with exit code 0 while the others were still at work" in err
+    assert "in step after step 5: ended with exit code 0 before its work was done" in err
 
 
 def test_a_program_that_is_not_distloops_may_end_when_it_likes(tmp_path):
@@ -329,6 +342,29 @@ def test_a_signal_to_the_supervisor_asks_all_workers_to_stop(tmp_path, number):
     code, _, err = harness.finish(process, limit_secs=30)
     assert code == 143
     assert err == f"distloop: {number.name}: the workers are asked to stop, within 30 s (--grace).\n"
+
+
+@pytest.mark.parametrize(("collateral", "expected"), [(False, 1), (True, 143)])
+def test_an_error_while_all_stop_is_told_and_nothing_starts_again(tmp_path, collateral, expected):
+    program = (
+        "tell('compile', 0); time.sleep(.2); tell('step', 1); meet('ready'); until_asked_to_stop()\n"
+        f"rank or fail('the disk is full', step=1, collateral={collateral}, exit_code={138 if collateral else 1})\n"
+        "forever()"
+    )
+    process = start(program, tmp_path)
+    until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists(), process)
+    os.kill(process.pid, signal.SIGTERM)
+    code, _, err = harness.finish(process, limit_secs=30)
+    assert code == expected
+    assert ("OSError: the disk is full" in err) == (not collateral)
+    assert "start again" not in err
+
+
+def test_numbers_that_are_no_longer_finite_are_told_although_another_worker_does_not_end(tmp_path):
+    program = "tell('compile', 0); meet('ready'); rank or fail('the loss is NaN', step=1, exit_code=65); forever()"
+    code, _, err = run(program, tmp_path, flags=["--grace=0.5"])
+    assert code == 65
+    assert "the loss is NaN" in err
 
 
 def test_a_worker_that_does_not_stop_in_time_is_killed(tmp_path):
@@ -371,6 +407,17 @@ def test_a_program_that_is_not_distloops_is_sent_the_signal(tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     code, _, err = harness.finish(process, limit_secs=30)
     assert code == 143, err
+
+
+def test_a_request_that_comes_too_early_for_the_program_is_heard_later(tmp_path):
+    program = (
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); meet('ready'); time.sleep(.5)\n"
+        "tell('compile', 0); until_asked_to_stop(); tell('end', 1); sys.exit(143)"
+    )
+    process = start(program, tmp_path)
+    until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists(), process)
+    os.kill(process.pid, signal.SIGTERM)
+    assert harness.finish(process, limit_secs=20)[0] == 143
 
 
 def test_a_signal_between_two_attempts_ends_the_wait(tmp_path):
@@ -516,6 +563,7 @@ def test_a_dry_run_prints_lines_that_a_shell_can_run_and_starts_nothing(tmp_path
         (["--hang_timeout=step", "--", "true"], "hang_timeout has 'step'; expected PHASE:SECONDS"),
         (["--fault=1:0:kill", "--", "true"], "fault has '1:0:kill'; expected RANK:STEP:KIND, such as 1:20:kill"),
         (["--fault=1:5:bite", "--", "true"], "fault has '1:5:bite'; expected RANK:STEP:KIND"),
+        (["--fault=1:5:kill", "--", "true"], "fault is for rank 1, but the run has 1 worker(s), numbered from 0."),
     ],
 )
 def test_what_cannot_work_is_told_in_a_sentence(arguments, sentence):

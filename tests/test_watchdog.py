@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from distloop.launcher.beacon import Sighting
+from distloop.launcher.watchdog import Watchdog
 from tests import harness
 from tests.run_files import differences
 
@@ -19,6 +21,50 @@ def supervised(folder, limits, **environment):
     command = harness.supervised(*COMMAND, f"--workdir={folder}", workers=2, flags=[f"--hang_timeout={limits}"])
     code, _, err = harness.run(*command, fresh=True, limit_secs=120, **environment)
     return code, err
+
+
+def first_alarm(*parts, others_elsewhere=False):
+    """Return when a watchdog finds a hang, by simulated clock: `parts` are (phase, waits, seconds without progress)."""
+    watchdog, now, began = Watchdog({}), 1000.0, 1000.0
+    watchdog.start(others_elsewhere=others_elsewhere)
+    for progress, (phase, waits, seconds) in enumerate(parts):
+        seen = Sighting(phase, 0, changed=now, progress=progress, waits=waits)
+        end = now + seconds
+        while now < end:
+            if watchdog.look({0: seen}, now):
+                return now - began
+            now += 1
+    return None
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [("import", False, 100_000)],  # another program
+        [("setup", False, 3000)],  # data that is prepared
+        [("compile", False, 3000), ("step", False, 600)],
+        [("compile", False, 150), ("step", False, 150), ("step", False, 500)],  # slow steps, known from the first
+        [("save", False, 3000)],
+        [("action", False, 3000)],
+    ],
+    ids=lambda parts: parts[-1][0],
+)
+def test_what_shows_no_progress_though_it_is_healthy_is_left_alone(parts):
+    assert first_alarm(*parts) is None
+
+
+def test_who_waits_for_hosts_that_no_one_here_sees_lets_them_compile():
+    assert first_alarm(("step", True, 1000), others_elsewhere=True) is None
+    assert first_alarm(("step", True, 1000)) == 121
+
+
+def test_a_job_that_was_held_and_goes_on_is_no_hang():
+    watchdog = Watchdog({"step": 60})
+    watchdog.start(others_elsewhere=False)
+    before = {0: Sighting("step", 3, changed=1000.0)}
+    assert not watchdog.look(before, 1001.0)
+    assert not watchdog.look(before, 5000.0)  # the supervisor was held, too, and looks before the worker goes on
+    assert next(second for second in range(5000, 5070) if watchdog.look(before, second)) == 5061
 
 
 @pytest.fixture(scope="module")

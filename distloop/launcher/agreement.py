@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from distloop.launcher.topology import Topology
@@ -33,8 +34,9 @@ def facts(command: Sequence[str], topology: Topology, *, gpus: int) -> dict[str,
 
     The path of the program and --data_dir are each host's own matter.
     """
-    arguments = [argument for argument in command[1:] if not argument.startswith("--data_dir=")]
-    return {**versions(), "workers": list(topology.addresses), "gpus": gpus, "command": arguments}
+    own = ("--data_dir", "-data_dir")
+    words = [word for before, word in pairwise(command) if word.partition("=")[0] not in own and before not in own]
+    return {**versions(), "workers": list(topology.addresses), "gpus": gpus, "command": words}
 
 
 def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], expected: int | None) -> str | None:

@@ -1,4 +1,4 @@
-"""What a worker tells its supervisor all the time, and whether it is asked to stop: 48 bytes of shared memory.
+"""What a worker tells its supervisor all the time, and whether it is asked to stop: 56 bytes of shared memory.
 
 The memory has no name, so nothing is left of it when both are gone. A worker inherits it as a file descriptor, whose
 number is in the variable DISTLOOP_BEACON.
@@ -14,12 +14,12 @@ from typing import NamedTuple, final
 
 VARIABLE = "DISTLOOP_BEACON"
 # What a worker can be doing. `import` is said of one that has not said anything yet; `input` is a step that waits for
-# its batch.
-PHASES = ("import", "setup", "compile", "step", "input", "eval", "save", "end")
+# its batch, `action` what the user has added to the loop.
+PHASES = ("import", "setup", "compile", "step", "input", "eval", "save", "action", "end")
 
 # Offsets; each value is an aligned word, which is never read torn.
-_CHANGED, _STEP, _PHASE, _PROGRESS, _WAITS, _STOP = range(0, 48, 8)
-_BYTES = 48
+_CHANGED, _STEP, _PHASE, _PROGRESS, _WAITS, _STOP, _PID = range(0, 56, 8)
+_BYTES = 56
 _NAME = "distloop_beacon"  # in /proc
 
 
@@ -58,9 +58,13 @@ class Beacon:
         """
         number = environment.get(VARIABLE, "")
         try:
-            return Beacon(int(number)) if _NAME in str(Path(f"/proc/self/fd/{number}").readlink()) else None
+            if _NAME not in Path(f"/proc/self/fd/{number}").readlink().name:
+                return None
         except OSError:
             return None
+        beacon = Beacon(int(number))
+        beacon._write(_PID, os.getpid())
+        return beacon
 
     def tell(self, phase: str, step: int, *, progress: int = 0, waits: bool = False) -> None:
         """Say where this worker is. The time is that of the last change of anything of it."""
@@ -90,6 +94,11 @@ class Beacon:
     def stop_asked(self) -> bool:
         """Tell whether the worker is asked to stop."""
         return self._read(_STOP) != 0
+
+    @property
+    def pid(self) -> int:
+        """Return the process that has inherited it, which may be a child of the one that was started; 0 if none has."""
+        return self._read(_PID)
 
     def close(self) -> None:
         """Give the memory back."""

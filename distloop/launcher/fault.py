@@ -1,5 +1,6 @@
 """Faults for rehearsals, as `--fault=rank:step:kind` names them. Imports no TensorFlow."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from distloop.errors import UsageError
@@ -22,6 +23,13 @@ def parse_faults(text: str) -> list[Fault]:
         _fault(*part.split(":", 1), refusal=f"fault has {part!r}; expected RANK:STEP:KIND, such as 1:20:kill")
         for part in filter(None, text.split(","))
     ]
+
+
+def check_ranks(faults: Sequence[Fault], *, workers: int) -> None:
+    """Raise UsageError for a fault of a worker that there is not."""
+    for fault in faults:
+        if fault.rank >= workers:
+            raise UsageError(f"fault is for rank {fault.rank}, but the run has {workers} worker(s), numbered from 0.")
 
 
 def parse_own_fault(text: str) -> Fault:

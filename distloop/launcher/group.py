@@ -80,15 +80,13 @@ class Group:
             if self._must_kill():
                 self._hide()
                 code = 128 + (signal.SIGINT if self._interrupts.insists else signal.SIGKILL)
-                return self._ending(code, killed=self._interrupts.first is not None), None
+                return self._ended(code)
             if self._alike is None and any(self._has_failed(member) for member in self._members):
                 return self._failed(self._find_cause())
             seen = {member.rank: member.beacon.read() for member in self._running()}
             if behind := self._watchdog.look(seen, time.monotonic()):
                 return self._failed(self._find_hung(behind))
-        if self._alike == NotFiniteError.exit_code:
-            return self._failed(report.first(self._failures()))
-        return self._ending(self._alike or 0), None
+        return self._ended(self._alike or 0)
 
     def _running(self) -> list[Member]:
         return [member for member in self._members if member.ended is None]
@@ -128,13 +126,12 @@ class Group:
         self._deadline = time.monotonic() + self._grace_secs
         say(f"{signal.Signals(number).name}: the workers are asked to stop, within {self._grace_secs:g} s (--grace).")
         for member in self._running():
+            member.beacon.ask_to_stop()  # a signal could be kept from the worker by a wrapper around it
             phase = member.beacon.read().phase
             if phase == "import":
                 member.process.terminate()
             elif phase == "setup":
                 member.process.kill()  # TensorFlow's wait for its peers hears nothing, and there is nothing to save
-            else:
-                member.beacon.ask_to_stop()  # a signal could be kept from the worker by a wrapper around it
 
     def _must_kill(self) -> bool:
         if self._deadline is None or not self._running():
@@ -159,7 +156,7 @@ class Group:
         for member in self._running():
             if member.attached:  # another program would be ended by the signal
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(member.process.pid, signal.SIGUSR1)
+                    os.kill(member.pid, signal.SIGUSR1)
         self._settle(_DUMP_SECS)
 
     def _failures(self) -> list[Failure]:
@@ -174,7 +171,7 @@ class Group:
         cause = report.first(self._failures())
         if cause.collateral:
             for member in self._running():
-                if processes.is_stopped(member.process.pid):
+                if processes.is_stopped(member.pid):
                     what = "was stopped by a signal, such as SIGSTOP, and did not go on"
                     return members_lib.failure(member, what, 128 + signal.SIGKILL)
         return cause
@@ -198,10 +195,17 @@ class Group:
         what += f" (--hang_timeout={seen.phase}:{self._watchdog.limit(seen):.0f})"
         return members_lib.failure(members[index], what, HUNG_CODE, details="\n".join(dumps[index]))
 
-    def _failed(self, failure: Failure) -> tuple[Ending, Failure]:
+    def _ended(self, code: int) -> tuple[Ending, Failure | None]:
+        if self._alike == NotFiniteError.exit_code:
+            return self._failed(report.first(self._failures()))
+        return self._ending(code), None
+
+    def _failed(self, failure: Failure) -> tuple[Ending, Failure | None]:
+        if failure.collateral and self._interrupts.first:  # other hosts, which were asked to stop too, were sooner
+            return self._ending(Stopped.exit_code), None
         return self._ending(failure.code, failure), failure
 
-    def _ending(self, code: int, failure: Failure | None = None, *, killed: bool = False) -> Ending:
+    def _ending(self, code: int, failure: Failure | None = None) -> Ending:
         begun = [member for member in self._members if member.begin is not None]
         return Ending(
             code=code,
@@ -209,5 +213,5 @@ class Group:
             begin=max((member.begin or 0 for member in begun), default=None),
             step=max((member.beacon.read().step for member in begun), default=None),
             retry=failure is not None and (failure.error or "").startswith("PortTakenError"),
-            killed=killed,
+            asked=self._interrupts.first is not None,
         )

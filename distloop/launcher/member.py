@@ -1,5 +1,6 @@
 """One worker of an attempt, as its supervisor sees it: process, beacon and log, and what can be said of its failure."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -30,6 +31,14 @@ class Member:
     error_file: Path
     begin: int | None = None  # the step after which it began
     ended: float | None = None
+
+    @property
+    def pid(self) -> int:
+        """Return the process that trains, which may be a child of the one that was started: of a script, a profiler."""
+        pid = self.beacon.pid
+        with contextlib.suppress(OSError):
+            return pid if pid and os.getsid(pid) == self.process.pid else self.process.pid
+        return self.process.pid
 
     @property
     def attached(self) -> bool:
@@ -94,7 +103,7 @@ def known_failure(member: Member, *, oom_kills: int) -> Failure | None:
             what=record["summary"] if unexpected else record["message"],
             log=str(member.log.path),
             when=record["time"],
-            code=record["exit_code"] if code is None else processes.exit_code(code),
+            code=processes.exit_code(code) if code else record["exit_code"],  # a script around it may end with 0
             error=record["summary"],
             details=record["traceback"] if unexpected else "",
             collateral=record["collateral"],
@@ -102,7 +111,7 @@ def known_failure(member: Member, *, oom_kills: int) -> Failure | None:
     if member.ended is None or (code == 0 and not member.left_early):
         return None
     if code == 0:
-        return failure(member, "ended with exit code 0 while the others were still at work", 1)
+        return failure(member, "ended with exit code 0 before its work was done", 1)
     how = processes.how(code)
     if code == -signal.SIGKILL and oom_kills:
         how += ", it seems by the kernel because memory was used up"

@@ -26,7 +26,7 @@ class Ending(NamedTuple):
     begin: int | None = None
     step: int | None = None
     retry: bool = False  # for a reason that has gone with the attempt: a port that someone else took
-    killed: bool = False  # by the person or scheduler who asked for the end
+    asked: bool = False  # a person or a scheduler had asked for the end
 
 
 class Restart(NamedTuple):
@@ -49,7 +49,7 @@ def decide(history: Sequence[Ending], *, max_restarts: int) -> Restart | End:
     or less by chance.
     """
     last = history[-1]
-    if last.code in (0, Stopped.exit_code) or last.killed:
+    if last.code in (0, Stopped.exit_code) or last.asked:
         return End("")
     if last.code in _FINAL and not last.retry:
         return End(f"It is not restarted: {_FINAL[last.code]}.")

@@ -58,11 +58,12 @@ def adopt_orphans() -> None:
 def kill_all(processes: Iterable[subprocess.Popen[bytes]]) -> list[int]:
     """Kill the processes' groups and all that has come from them; return the pids that could not be ended.
 
-    Needs `adopt_orphans` for what has left its group.
+    Needs `adopt_orphans` for what has left its group, and for the group of a process that has ended.
     """
     for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        if process.returncode is None:  # else the number may be another group's by now
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     limit = time.monotonic() + KILL_SECS
     while children := _children():
         for pid in children:

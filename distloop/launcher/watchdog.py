@@ -1,16 +1,31 @@
 """When workers that say nothing new have hung: limits for each phase, learned from the run. Pure."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import final
 
 from distloop.errors import UsageError
 from distloop.launcher.beacon import PHASES, Sighting
 
-# Seconds without progress. What is normal is learned: the limit is 5 times the longest seen, and at least this.
-FLOORS = {"import": 600, "setup": 600, "compile": 900, "step": 120, "input": 300, "eval": 600, "save": 600, "end": 4000}
+# Seconds without progress. What is normal is learned: the limit is 5 times the longest seen, and at least this. Long
+# where a healthy run shows no progress: as it prepares data, compiles, saves, or in what the user has added. Of a
+# program that is not distloop's nothing is known (`import`).
+FLOORS = {
+    "import": math.inf,
+    "setup": 3600,
+    "compile": 3600,
+    "step": 120,
+    "input": 600,
+    "eval": 600,
+    "save": 3600,
+    "action": 3600,
+    "end": 4000,
+}
 _TIMES_LONGEST = 5
+_TIMES_COMPILE = 2  # a step is as long as the first one at most, which was compiled, too
 # While one worker is here, the others wait for it.
-_OTHERS_WAIT_FOR = ("input", "save", "eval")
+_OTHERS_WAIT_FOR = ("compile", "input", "eval", "save", "action")
+_BLIND_SECS = 5  # between two looks: this process has stood still, as all of the job may have (SIGSTOP, a paused VM)
 
 
 def parse_limits(text: str) -> dict[str, float]:
@@ -48,9 +63,13 @@ class Watchdog:
         self._others_elsewhere = others_elsewhere
         self._before: dict[int, Sighting] = {}
         self._moved = 0.0  # when someone last did
+        self._looked = 0.0
 
     def look(self, sightings: Mapping[int, Sighting], now: float) -> Sequence[int]:
         """Return the ranks that have hung, those furthest behind; none if the group is well."""
+        if now - self._looked > _BLIND_SECS:
+            self._moved = now
+        self._looked = now
         for rank, seen in sightings.items():
             before = self._before.get(rank, seen)
             self._moved = max(self._moved, seen.changed)
@@ -67,9 +86,11 @@ class Watchdog:
     def limit(self, seen: Sighting) -> float:
         """Return after how many seconds without progress a worker is overdue."""
         phases = (seen.phase, *_OTHERS_WAIT_FOR) if seen.waits and self._others_elsewhere else (seen.phase,)
-        return max(
-            self._given.get(phase) or max(FLOORS[phase], _TIMES_LONGEST * self._longest[phase]) for phase in phases
-        )
+        return max(self._given.get(phase) or self._learned(phase) for phase in phases)
+
+    def _learned(self, phase: str) -> float:
+        first = _TIMES_COMPILE * self._longest["compile"] if phase in ("step", "eval") else 0
+        return max(FLOORS[phase], _TIMES_LONGEST * self._longest[phase], first)
 
 
 def _position(seen: Sighting) -> tuple[int, int, int, bool]:
