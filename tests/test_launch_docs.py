@@ -68,7 +68,7 @@ def test_every_fault_has_its_row():
 
 def test_the_floor_of_a_step_is_that_of_the_watchdog():
     page = (harness.ROOT / "docs/launch/machine.md").read_text()
-    assert f"a step {watchdog.FLOORS['step']} s" in page
+    assert f"{watchdog.FLOORS['step'] // 60} minutes for a step, {watchdog.FLOORS['input'] // 60} for `input`" in page
 
 
 @pytest.mark.slow

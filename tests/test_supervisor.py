@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from distloop.launcher.processes import free_ports
 from tests import harness
 
 PROGRAM = "from tests.worker_program import *; "
@@ -495,6 +496,18 @@ def test_a_port_that_was_taken_meanwhile_is_replaced_by_another_one(tmp_path):
     ports = [set(re.findall(r":(\d{4,5})", log(tmp_path, 0, attempt))) for attempt in (0, 1)]
     assert len(ports[0]) == len(ports[1]) == 2
     assert not ports[0] & ports[1]
+
+
+def test_a_host_without_the_chief_says_where_to_look(tmp_path):
+    ports = free_ports(2)
+    hosts = f"--hosts=127.0.0.1:{ports[0]},127.0.0.2:{ports[1]}"
+    both = [start("print('hello')", tmp_path, workers=1, flags=[hosts, f"--host_index={index}"]) for index in (0, 1)]
+    ended = [harness.finish(process, limit_secs=60) for process in both]
+    assert ended[0][:2] == (0, "hello\n")
+    told = "the workers start; host 127.0.0.1 shows the progress, the logs of this one are in distloop_logs."
+    assert ended[1][:2] == (0, "")
+    assert told in ended[1][2]
+    assert told not in ended[0][2]
 
 
 def test_what_is_left_of_other_runs_is_neither_overwritten_nor_taken_for_the_cause(tmp_path):
