@@ -68,17 +68,11 @@ def supervise(
                 code = _meet_others(topology, settings, facts, interrupts)
             except Stopped:
                 return 128 + (interrupts.first or 0)
-<<<<<<< HEAD
             if code is not None:
                 return code
-=======
-            if ended is not None:
-                say(f"the run is over on host {ended.host}: {ended.reason}")
-                return ended.code
             if not history and topology.first_rank > 0 and settings.console == "chief":
                 where = f"host {topology.places[0].host} shows the progress, the logs of this one are in"
                 say(f"the workers start; {where} {settings.log_dir}.")
->>>>>>> c9c3eb4388468d7ab5d5179b1470378013527633
             watchdog.start(others_elsewhere=len(topology.places) > 1)
             number = max(next_attempt(_log_path(settings, worker, 0).parent) for worker in plan)
             with _telling_others(topology, interrupts):
