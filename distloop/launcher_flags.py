@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -23,11 +24,17 @@ _EXAMPLE = "python -m launch.run --workers=2 -- python -m launch.train --task=mn
 def run_main() -> None:
     """Run `distloop-run` and `python -m launch.run`: supervise a command in one or several processes."""
     _define_placement()
-    _define(flags.DEFINE_float, "start_timeout", 300.0, "seconds to wait for the other hosts")
+    _define(flags.DEFINE_float, "start_timeout", 300.0, "seconds to wait for the other hosts", lower_bound=0)
     _define(flags.DEFINE_string, "logs_dir", None, "folder of the logs (default: logs in the --workdir of the command)")
     _define(flags.DEFINE_enum, "console", "chief", "whose output to show", enum_values=supervisor.CONSOLES)
-    _define(flags.DEFINE_integer, "max_restarts", 3, "restarts in a row without a new checkpoint")
-    _define(flags.DEFINE_float, "grace", 30.0, "seconds for all workers to stop with a checkpoint, after SIGTERM")
+    _define(flags.DEFINE_integer, "max_restarts", 3, "restarts in a row without a new checkpoint", lower_bound=0)
+    _define(
+        flags.DEFINE_float,
+        "grace",
+        30.0,
+        "seconds for all workers to stop with a checkpoint, after SIGTERM",
+        lower_bound=0,
+    )
     _define(flags.DEFINE_string, "hang_timeout", "", "PHASE:SECONDS,...: limits without progress, not learned ones")
     _define(flags.DEFINE_string, "fault", "", "RANK:STEP:KIND,...: rehearse a fault, the first in the first attempt")
     _define(flags.DEFINE_string, "report", None, "file that gets the cause of a failure, too")
@@ -81,6 +88,9 @@ def _run(main: Callable[[Sequence[str]], int], *, example: str) -> None:
     except (UsageError, PreflightError) as error:
         say(str(error))
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:  # but for a supervisor, which hears it as a request
+        say("interrupted.")
+        sys.exit(128 + signal.SIGINT)
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -92,6 +102,9 @@ def _supervise(command: Sequence[str]) -> int:
     if not command:
         raise UsageError(f"there is no command; expected one behind --, as in {_EXAMPLE}.")
     values, workdir = flags.FLAGS, emit_settings.workdir_of(command)
+    unused = [setting.name for setting in fields(emit_settings.Settings) if values[setting.name].present]
+    if unused:
+        raise UsageError(f"{unused[0]} is given without --emit, which it belongs to; add --emit, or drop it.")
     settings = supervisor.Settings(
         log_dir=Path(values.logs_dir or _default_log_dir(workdir)),
         console=values.console,

@@ -576,6 +576,11 @@ def test_a_dry_run_prints_lines_that_a_shell_can_run_and_starts_nothing(tmp_path
         (["--hang_timeout=step", "--", "true"], "hang_timeout has 'step'; expected PHASE:SECONDS"),
         (["--fault=1:0:kill", "--", "true"], "fault has '1:0:kill'; expected RANK:STEP:KIND, such as 1:20:kill"),
         (["--fault=1:5:bite", "--", "true"], "fault has '1:5:bite'; expected RANK:STEP:KIND"),
+        (
+            ["--num_hosts=2", "--", "true"],
+            "num_hosts is given without --emit, which it belongs to; add --emit, or drop",
+        ),
+        (["--grace=-1", "--", "true"], "flag --grace=-1: -1.0 is not a non-negative number."),
         (["--fault=1:5:kill", "--", "true"], "fault is for rank 1, but the run has 1 worker(s), numbered from 0."),
     ],
 )
@@ -584,6 +589,14 @@ def test_what_cannot_work_is_told_in_a_sentence(arguments, sentence):
     assert (code, out) == (64, "")
     assert sentence in err
     assert "Traceback" not in err
+
+
+def test_an_interrupted_command_that_supervises_nothing_shows_no_traceback():
+    process = harness.start(["-m", "launch.doctor"], fresh=True)
+    until(lambda: "memory" in process.output()[0], process)
+    os.kill(process.pid, signal.SIGINT)
+    code, _, err = harness.finish(process, limit_secs=30)
+    assert (code, err) == (130, "distloop: interrupted.\n")
 
 
 def test_the_supervisor_loads_no_tensorflow():
