@@ -66,9 +66,12 @@ def test_every_fault_has_its_row():
     assert tuple(re.findall(r"^\| `(\w+)`", page, flags=re.MULTILINE)) == fault.KINDS
 
 
-def test_the_floor_of_a_step_is_that_of_the_watchdog():
+def test_the_floors_are_those_of_the_watchdog():
     page = (harness.ROOT / "docs/launch/machine.md").read_text()
-    assert f"{watchdog.FLOORS['step'] // 60} minutes for a step, {watchdog.FLOORS['input'] // 60} for `input`" in page
+    floors = watchdog.FLOORS
+    assert f"a step {floors['step']} s, `input` and `eval` {floors['input']} s, and {floors['save']} s where" in page
+    assert floors["input"] == floors["eval"]
+    assert {floors[phase] for phase in ("setup", "compile", "save", "action")} == {floors["save"]}
 
 
 @pytest.mark.slow

@@ -312,6 +312,15 @@ def test_the_same_error_at_the_same_step_twice_is_not_tried_a_third_time(tmp_pat
     assert "It is not restarted: the same error came at the same step twice." in err
 
 
+@pytest.mark.parametrize("record", ["", "{", "[]", '{"type": "ours"}'])
+def test_a_record_that_is_not_whole_is_none(tmp_path, record):
+    program = f"Path(os.environ['DISTLOOP_ERROR_FILE']).write_text({record!r}); sys.exit(3)"
+    code, _, err = run(program, tmp_path, workers=1)
+    assert code == 3
+    assert "ended with exit code 3" in err
+    assert "Traceback" not in err
+
+
 def test_a_usage_error_is_one_sentence_and_no_restart(tmp_path):
     code, _, err = run("fail('workdir is not given.', step=0, exit_code=64)", tmp_path, workers=1)
     assert code == 64

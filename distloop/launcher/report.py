@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+_KEYS = {"host", "phase", "step", "summary", "message", "traceback", "time", "exit_code", "collateral"}
 _LINES = 20  # of the log, where there is no traceback
 
 
@@ -31,8 +32,12 @@ def first(failures: Sequence[Failure]) -> Failure:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return the record of the error by which a worker ended, if it has left one."""
-    return json.loads(path.read_text()) if path.exists() else None
+    """Return the record of the error by which a worker ended, if it has left a whole one."""
+    try:
+        record = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):  # of a program that is not distloop's
+        return None
+    return record if isinstance(record, dict) and record.keys() >= _KEYS else None
 
 
 def text(failure: Failure, *, why_no_restart: str = "") -> str:
