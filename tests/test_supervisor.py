@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import select
 import signal
 import struct
 import subprocess
@@ -173,11 +174,20 @@ def test_a_terminal_that_is_closed_lets_the_workers_stop_with_a_checkpoint(tmp_p
     pid, master = pty.fork()  # a terminal that is the supervisor's own, as a person's is
     if pid == 0:
         os.chdir(tmp_path)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup pytest` has it ignored
         environment = {**os.environ, "PYTHONPATH": str(harness.ROOT)}
         os.execve(sys.executable, [sys.executable, *command(program)], environment)
-    until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists())
-    os.close(master)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 143
+    ended = select.poll()
+    ended.register(os.pidfd_open(pid), select.POLLIN)
+    try:
+        until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists())
+        os.close(master)
+        assert ended.poll(30_000), "still running"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 143
     assert len(list(tmp_path.glob("saved.*"))) == 2
 
 
