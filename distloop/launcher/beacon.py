@@ -21,6 +21,7 @@ PHASES = ("import", "setup", "compile", "step", "input", "eval", "save", "action
 _CHANGED, _STEP, _PHASE, _PROGRESS, _WAITS, _STOP, _PID = range(0, 56, 8)
 _BYTES = 56
 _NAME = "distloop_beacon"  # in /proc
+_MESSAGE, _LONGEST_MESSAGE = 4096, 1 << 20  # behind the words: offset, bytes
 
 
 class Sighting(NamedTuple):
@@ -94,6 +95,14 @@ class Beacon:
     def stop_asked(self) -> bool:
         """Tell whether the worker is asked to stop."""
         return self._read(_STOP) != 0
+
+    def leave(self, message: bytes) -> None:
+        """Leave a message where no full disk is in the way."""
+        os.pwrite(self.descriptor, message, _MESSAGE)
+
+    def left(self) -> bytes:
+        """Return the message that the worker has left, empty if there is none."""
+        return os.pread(self.descriptor, _LONGEST_MESSAGE, _MESSAGE)
 
     @property
     def pid(self) -> int:

@@ -3,7 +3,6 @@
 The variable DISTLOOP_ERROR_FILE says where the supervisor looks for it.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distloop.errors import PeerLostError
+from distloop.launcher.beacon import Beacon
 
 VARIABLE = "DISTLOOP_ERROR_FILE"
 _LONGEST = 300  # characters of a summary
@@ -56,7 +56,12 @@ def hand_over(content: dict[str, Any]) -> None:
         return
     path = Path(os.environ[VARIABLE])
     temporary = path.with_name(path.name + ".tmp")
-    with contextlib.suppress(OSError):  # the supervisor still has the log
+    text = json.dumps(content, indent=2) + "\n"
+    try:
         if not path.exists():
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+            temporary.write_text(text)
             temporary.replace(path)
+    except OSError:  # the disk is full, perhaps, which may be the error itself
+        beacon = Beacon.inherited(os.environ)
+        if beacon is not None and not beacon.left():
+            beacon.leave(text.encode())

@@ -187,10 +187,13 @@ class Group:
             for index, (member, dump) in enumerate(zip(members, dumps, strict=True))
             if not (member.beacon.read().waits or report.waits_for_others(report.stacks(dump)))
         ]
-        index = own[0] if own else 0
+        stopped = [index for index, member in enumerate(members) if processes.is_stopped(member.pid)]
+        index = [*stopped, *own, 0][0]
         seen = members[index].beacon.read()
         what = f"hung: no progress for {time.monotonic() - seen.changed:.0f} s"
-        if not own:
+        if stopped:
+            what += ", for it was stopped by a signal, such as SIGSTOP"
+        elif not own:
             what += ", and so did all workers here: one waits for another, or for a host that does not answer"
         what += f" (--hang_timeout={seen.phase}:{self._watchdog.limit(seen):.0f})"
         return members_lib.failure(members[index], what, HUNG_CODE, details="\n".join(dumps[index]))

@@ -91,7 +91,7 @@ def start(
 
 def known_failure(member: Member, *, oom_kills: int) -> Failure | None:
     """Return how a worker failed, if it has recorded an error or ended badly. `oom_kills` are those of the attempt."""
-    record = report.read_record(member.error_file)
+    record = report.read_record(member.error_file, member.beacon.left())
     code = member.process.returncode
     if record is not None:
         unexpected = record["exit_code"] == 1

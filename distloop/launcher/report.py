@@ -31,11 +31,11 @@ def first(failures: Sequence[Failure]) -> Failure:
     return min(failures, key=lambda failure: (failure.collateral, failure.when))
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
-    """Return the record of the error by which a worker ended, if it has left a whole one."""
+def read_record(path: Path, message: bytes = b"") -> dict[str, Any] | None:
+    """Return the record of the error by which a worker ended, if it has left a whole one, in a file or a message."""
     try:
-        record = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):  # of a program that is not distloop's
+        record = json.loads(path.read_text() if path.exists() else message)
+    except ValueError:  # there is none, or it is that of a program that is not distloop's
         return None
     return record if isinstance(record, dict) and record.keys() >= _KEYS else None
 
