@@ -78,7 +78,6 @@ def clean(tmp_path_factory):
     ("kind", "step", "rank", "limits", "phase", "function"),
     [
         pytest.param("lock", 8, 1, "step:3", "step", "hang_in_my_lock", marks=pytest.mark.slow),
-        pytest.param("sleep", 8, 0, "step:3", "step", "hang_asleep", marks=pytest.mark.slow),
         pytest.param("busy", 8, 1, "step:3", "step", "hang_in_my_loop", marks=pytest.mark.slow),
         ("input", 5, 1, "input:5", "input", "hang_asleep"),
         pytest.param("eval", 6, 1, "eval:3", "eval", "hang_asleep", marks=pytest.mark.slow),
