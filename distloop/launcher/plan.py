@@ -28,7 +28,8 @@ def make_plan(
     """Return the workers of this place, in the order of their ranks.
 
     `gpus` and `cores` are what the supervisor, whose environment is given, may use; several workers on a host get
-    disjoint GPUs and equal shares of the cores. Raises UsageError if the GPUs cannot be shared out equally.
+    disjoint GPUs, and equal shares of the cores as OMP_NUM_THREADS. Raises UsageError if the GPUs cannot be shared out
+    equally.
     """
     hosts = [place.host for place in topology.places]
     direct = without_proxy(environment, hosts) if len(topology.addresses) > 1 else {}
