@@ -96,7 +96,8 @@ def test_a_worker_that_hangs_is_named_with_its_place_and_all_start_again(
     if phase == "step":
         assert int(found[3]) == step - 1
     limit = float(limits.rpartition(":")[2])
-    assert limit <= int(found[4]) <= limit + 2
+    # The limit counts from the last move of anyone, and the other worker compiles on for some seconds.
+    assert limit <= int(found[4]) <= limit + (10 if phase == "compile" else 2)
     assert f"in {function}" in err.partition("hung: no progress")[0]
     for other in (0, 1):  # each log has the stacks of its worker
         assert "most recent call first" in (folder / f"logs/rank_{other}/attempt_0.log").read_text()

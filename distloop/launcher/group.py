@@ -178,6 +178,7 @@ class Group:
 
     def _find_hung(self, ranks: Sequence[int]) -> Failure:
         """Name the worker that hangs among `ranks`, which are at the same point, by what their stacks show."""
+        now = time.monotonic()
         members = [member for member in self._members if member.rank in ranks]
         begins = [member.log.path.stat().st_size for member in members]
         self._dump_stacks()
@@ -190,7 +191,7 @@ class Group:
         stopped = [index for index, member in enumerate(members) if processes.is_stopped(member.pid)]
         index = [*stopped, *own, 0][0]
         seen = members[index].beacon.read()
-        what = f"hung: no progress for {time.monotonic() - seen.changed:.0f} s"
+        what = f"hung: no progress for {now - seen.changed:.0f} s"
         if stopped:
             what += ", for it was stopped by a signal, such as SIGSTOP"
         elif not own:
