@@ -611,7 +611,9 @@ def test_what_cannot_work_is_told_in_a_sentence(arguments, sentence):
 
 
 def test_an_interrupted_command_that_supervises_nothing_shows_no_traceback():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # else inherited from a job in the background
     process = harness.start(["-m", "launch.doctor"], fresh=True)
+    signal.signal(signal.SIGINT, before)
     until(lambda: "memory" in process.output()[0], process)
     os.kill(process.pid, signal.SIGINT)
     code, _, err = harness.finish(process, limit_secs=30)
