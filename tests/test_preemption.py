@@ -25,7 +25,8 @@ def test_a_stop_at_any_moment_ends_with_a_checkpoint_and_the_resumed_run_is_the_
     last = 0  # a stop after the last step is one before its evaluation, which the resumed run does
     for moment, latest in (("step:2:1", 6), ("input:7:1", 12), ("eval:12:0", 14), ("save:16:0", 20)):
         code, out, err = supervised(tmp_path / "run", STOP=moment, STOP_WHOM=whom)
-        assert code == 143, (moment, out + err)
+        # The request takes some tenths of a second: the last may find a run that has just finished.
+        assert code == 143 or (code == 0 and moment.startswith("save")), (moment, out + err)
         before, last = last, stopped_step(tmp_path / "run")
         assert before <= last <= latest, moment  # asked before the first step of an attempt, it saves nothing
     code, out, err = supervised(tmp_path / "run")
