@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import keras
@@ -90,19 +91,7 @@ def compile_steps(
     metrics: dict[str, Metric] = {}
     position = Position(strategy)
 
-    def replica_step(batch: Batch, riders: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        # Within the scope a step reads the averages in place of the weights, if it evaluates.
-        averages = [] if training else list(state.averages.values())
-        scope = StepScope(averages, riders=riders, mark_part=position.mark_part)
-        with tf.variable_creator_scope(_refuse_variable), scope:
-            found = _call_user(step_fn, state, batch)
-        found = _check_training(found) if training else {**found, COUNTED: _count(batch)}
-        metrics.update(found)
-        if scope.reduced_riders is None:
-            position.mark_part([part for metric in found.values() for part in metric.parts])
-        summed = {name: metric for name, metric in found.items() if not metric.gathered}
-        packed, riders = metrics_lib.reduce_and_pack(summed, riders, scope.reduced_riders)
-        return packed, metrics_lib.pack_gathered(found), riders
+    replica_step = partial(_replica_step, step_fn, state, metrics, position, training=training)
 
     def call(iterator: Iterator[Batch], num_steps: tf.Tensor) -> Any:
         def one_step(
@@ -135,6 +124,31 @@ def compile_steps(
     compiled: Any = tf.function(call, autograph=False)
     compiled.get_concrete_function(iterator, tf.TensorSpec([], tf.int32))
     return CompiledSteps(metrics, position, compiled, iterator)
+
+
+def _replica_step(
+    step_fn: StepFn,
+    state: State,
+    metrics: dict[str, Metric],
+    position: Position,
+    batch: Batch,
+    riders: tf.Tensor,
+    *,
+    training: bool,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return the packed sums, the gathered parts and the riders of one step; `metrics` gets what they mean."""
+    # Within the scope a step reads the averages in place of the weights, if it evaluates.
+    averages = [] if training else list(state.averages.values())
+    scope = StepScope(averages, riders=riders, mark_part=position.mark_part)
+    with tf.variable_creator_scope(_refuse_variable), scope:
+        found = _call_user(step_fn, state, batch)
+    found = _check_training(found) if training else {**found, COUNTED: _count(batch)}
+    metrics.update(found)
+    if scope.reduced_riders is None:
+        position.mark_part([part for metric in found.values() for part in metric.parts])
+    summed = {name: metric for name, metric in found.items() if not metric.gathered}
+    packed, riders = metrics_lib.reduce_and_pack(summed, riders, scope.reduced_riders)
+    return packed, metrics_lib.pack_gathered(found), riders
 
 
 def separate_seeds(strategy: tf.distribute.Strategy, state: State) -> None:

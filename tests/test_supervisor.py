@@ -44,6 +44,11 @@ def until(condition, process=None, limit_secs=60):
         time.sleep(0.01)
 
 
+def until_ready(folder, process=None):
+    """Wait until both workers of a program have met at "ready"."""
+    until(lambda: (folder / "ready.0").exists() and (folder / "ready.1").exists(), process)
+
+
 def processes_in(folder):
     """Return the processes that work in a folder."""
     found = []
@@ -180,7 +185,7 @@ def test_a_terminal_that_is_closed_lets_the_workers_stop_with_a_checkpoint(tmp_p
     ended = select.poll()
     ended.register(os.pidfd_open(pid), select.POLLIN)
     try:
-        until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists())
+        until_ready(tmp_path)
         os.close(master)
         assert ended.poll(30_000), "still running"
     finally:
@@ -357,7 +362,7 @@ def test_a_signal_to_the_supervisor_asks_all_workers_to_stop(tmp_path, number):
     program = "tell('compile', 0); tell('step', 1); meet('ready'); until_asked_to_stop(); tell('end', 1); sys.exit(143)"
     process = start(program, tmp_path)
     signal.signal(signal.SIGHUP, before)
-    until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists(), process)
+    until_ready(tmp_path, process)
     os.kill(process.pid, number)
     code, _, err = harness.finish(process, limit_secs=30)
     assert code == 143
@@ -372,7 +377,7 @@ def test_an_error_while_all_stop_is_told_and_nothing_starts_again(tmp_path, coll
         "forever()"
     )
     process = start(program, tmp_path)
-    until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists(), process)
+    until_ready(tmp_path, process)
     os.kill(process.pid, signal.SIGTERM)
     code, _, err = harness.finish(process, limit_secs=30)
     assert code == expected
@@ -389,7 +394,7 @@ def test_numbers_that_are_no_longer_finite_are_told_although_another_worker_does
 
 def test_a_worker_that_does_not_stop_in_time_is_killed(tmp_path):
     process = start("tell('compile', 0); tell('step', 1); meet('ready'); forever()", tmp_path, flags=["--grace=0.5"])
-    until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists(), process)
+    until_ready(tmp_path, process)
     os.kill(process.pid, signal.SIGTERM)
     code, _, err = harness.finish(process, limit_secs=30)
     assert code == 137
@@ -403,7 +408,7 @@ def test_a_signal_that_a_scheduler_repeats_is_one_request(tmp_path):
         "time.sleep(.3); tell('end', 1); sys.exit(143)"
     )
     process = start(program, tmp_path)
-    until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists(), process)
+    until_ready(tmp_path, process)
     os.kill(process.pid, signal.SIGTERM)
     until(lambda: "asked to stop" in process.output()[1], process)
     os.kill(process.pid, signal.SIGTERM)
@@ -413,7 +418,7 @@ def test_a_signal_that_a_scheduler_repeats_is_one_request(tmp_path):
 
 def test_a_second_interrupt_ends_all_at_once(tmp_path):
     process = start("tell('compile', 0); tell('step', 1); meet('ready'); forever()", tmp_path)
-    until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists(), process)
+    until_ready(tmp_path, process)
     os.kill(process.pid, signal.SIGINT)
     until(lambda: "asked to stop" in process.output()[1], process)
     os.kill(process.pid, signal.SIGINT)
@@ -423,7 +428,7 @@ def test_a_second_interrupt_ends_all_at_once(tmp_path):
 
 def test_a_program_that_is_not_distloops_is_sent_the_signal(tmp_path):
     process = start("meet('ready'); time.sleep(100)", tmp_path)
-    until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists(), process)
+    until_ready(tmp_path, process)
     os.kill(process.pid, signal.SIGTERM)
     code, _, err = harness.finish(process, limit_secs=30)
     assert code == 143, err
@@ -435,7 +440,7 @@ def test_a_request_that_comes_too_early_for_the_program_is_heard_later(tmp_path)
         "tell('compile', 0); until_asked_to_stop(); tell('end', 1); sys.exit(143)"
     )
     process = start(program, tmp_path)
-    until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists(), process)
+    until_ready(tmp_path, process)
     os.kill(process.pid, signal.SIGTERM)
     assert harness.finish(process, limit_secs=20)[0] == 143
 
@@ -450,7 +455,7 @@ def test_a_signal_between_two_attempts_ends_the_wait(tmp_path):
 
 def test_no_worker_outlives_a_killed_supervisor(tmp_path):
     process = start("meet('ready'); forever()", tmp_path)
-    until(lambda: (tmp_path / "ready.0").exists() and (tmp_path / "ready.1").exists(), process)
+    until_ready(tmp_path, process)
     assert len(processes_in(tmp_path)) == 3
     os.kill(process.pid, signal.SIGKILL)
     until(lambda: not processes_in(tmp_path), limit_secs=5)
