@@ -327,6 +327,17 @@ def test_the_same_error_at_the_same_step_twice_is_not_tried_a_third_time(tmp_pat
     assert "It is not restarted: the same error came at the same step twice." in err
 
 
+def test_the_step_of_an_error_is_that_of_its_record_though_the_beacon_is_late(tmp_path):
+    program = (
+        "number = attempt(); tell('compile', 0); time.sleep(.3); tell('step', 5 - number)\n"
+        "print(number); fail('no more disks', step=5)"
+    )
+    code, out, err = run(program, tmp_path, workers=1)
+    assert code == 1
+    assert out.split() == ["0", "1"]
+    assert "the same error came at the same step twice" in err
+
+
 @pytest.mark.parametrize("record", ["", "{", "[]", '{"type": "ours"}'])
 def test_a_record_that_is_not_whole_is_none(tmp_path, record):
     program = f"Path(os.environ['DISTLOOP_ERROR_FILE']).write_text({record!r}); sys.exit(3)"

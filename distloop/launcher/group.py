@@ -211,11 +211,14 @@ class Group:
 
     def _ending(self, code: int, failure: Failure | None = None) -> Ending:
         begun = [member for member in self._members if member.begin is not None]
+        step = max((member.beacon.read().step for member in begun), default=None)
+        if failure is not None and failure.error and begun:
+            step = failure.step  # the beacon may be some tenths of a second late
         return Ending(
             code=code,
             error=failure.error if failure and not failure.collateral else None,
             begin=max((member.begin or 0 for member in begun), default=None),
-            step=max((member.beacon.read().step for member in begun), default=None),
+            step=step,
             retry=failure is not None and (failure.error or "").startswith("PortTakenError"),
             asked=self._interrupts.first is not None,
         )

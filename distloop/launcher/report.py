@@ -43,7 +43,9 @@ def read_record(path: Path, message: bytes = b"") -> dict[str, Any] | None:
 def text(failure: Failure, *, why_no_restart: str = "") -> str:
     """Return the screen that is printed last: the details first, then who, where and why, then where to read on."""
     # A program that is not distloop's never tells more than that it was started.
-    where = "" if failure.step is None else f" in {failure.phase} after step {failure.step}"
+    where = "" if failure.step is None else f" in {failure.phase}"
+    if failure.step is not None and failure.phase != "setup":
+        where += f" after step {failure.step}"
     return "\n".join(
         line
         for line in (
