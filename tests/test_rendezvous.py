@@ -89,19 +89,20 @@ def test_all_meet_and_their_ports_can_be_bound_at_once(ports_each):
                 socket.create_server(("", port)).close()  # with SO_REUSEADDR, as gRPC has it
 
 
-def test_who_is_late_is_waited_for_and_named_meanwhile(capfd, monkeypatch):
+def test_who_is_late_is_waited_for_and_named_meanwhile(monkeypatch):
+    # Not capfd: what a thread writes while another reads and truncates the captured file is lost.
+    said, spoken = [], threading.Event()
+    monkeypatch.setattr("distloop.launcher.meeting.say", lambda sentence: (said.append(sentence), spoken.set()))
     monkeypatch.setattr("distloop.launcher.meeting._QUIET_SECS", 0.3)
     where = places(1, 2, 1)
-    waited = threading.Event()
     with ThreadPoolExecutor(3) as pool:
         early = [pool.submit(meet, where, k) for k in (0, 1)]
-        while "waiting" not in (said := "".join(iter(lambda: capfd.readouterr().err, ""))):
-            waited.wait(0.05)
+        assert spoken.wait(20)
         assert meet(where, 2) is None
         assert [meeting.result() for meeting in early] == [None, None]
     port = where[2].ports[0]
     problem = "refuses the connection: nothing listens there"
-    assert f"distloop: waiting for host 127.0.0.3 (127.0.0.3:{port}), which {problem}; for 20 s at most." in said
+    assert f"waiting for host 127.0.0.3 (127.0.0.3:{port}), which {problem}; for 20 s at most." in said
 
 
 def absent(_):
