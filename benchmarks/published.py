@@ -126,7 +126,11 @@ BERT_LARGE = [
 # AI-Hypercomputer/maxtext: TPU v5e pods of 256 chips joined by the data-center network; MFU in percent on 1, 2, 4 ...
 # pods, here in place of a throughput a chip.
 MAXTEXT = [
-    _table([256, 512, 1024, 2048, 4096, 8192], 256, {(name, 1): [m * n for m, n in zip(mfu, (1, 2, 4, 8, 16, 32))]})
+    _table(
+        [256, 512, 1024, 2048, 4096, 8192],
+        256,
+        {(name, 1): [m * n for m, n in zip(mfu, (1, 2, 4, 8, 16, 32), strict=True)]},
+    )
     for name, mfu in {
         "16B": (61.1, 59.4, 59.1, 58.3, 56.6, 54.7),
         "32B": (66.9, 64.8, 64.1, 63.7, 62.3, 60.4),

@@ -50,6 +50,13 @@ class Host(NamedTuple):
         """Put the cable in."""
         _ip("-n", self.switch, "link", "set", self.port, "up")
 
+    def limit(self, bytes_per_second: float) -> None:
+        """Limit the rate of the cable in both directions. Needs tc of iproute2 and the kernel's token bucket."""
+        # A burst of 2 ms at 1 Gbit/s: small, so that a short message does not go faster than the rate.
+        bucket = ("root", "tbf", "rate", f"{round(8 * bytes_per_second)}bit", "burst", "256kb", "latency", "50ms")
+        for namespace, device in ((self.namespace, "eth0"), (self.switch, self.port)):
+            _ip("netns", "exec", namespace, "tc", "qdisc", "replace", "dev", device, *bucket)
+
 
 @contextlib.contextmanager
 def hosts(count: int, *, ipv6: bool = False) -> Iterator[list[Host]]:
