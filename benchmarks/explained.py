@@ -5,7 +5,7 @@ A model that is fitted to what it does not describe predicts nonsense with confi
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -70,6 +70,15 @@ def foretell(known: Explanation, config: str, devices: int, hosts: int, batch: f
             seconds = devices * batch / limit
             return Prediction(seconds, seconds / widening, seconds * widening, SATURATED)
     return found
+
+
+def contradicted(known: Explanation, points: Sequence[Point], devices: int) -> Explanation:
+    """Return what is known when larger points, from `devices` on, are outside of the band that it foretells."""
+    whole = explain(points)
+    if whole.status == SATURATED:
+        return replace(known, status=SATURATED, reason=whole.reason)
+    reason = f"Unexplained: what was measured at {devices} devices is outside of the band."
+    return replace(known, status=UNEXPLAINED, reason=reason)
 
 
 def _growth(found: Fit) -> float:

@@ -54,6 +54,7 @@ OPTIONAL = {
 TERMS = ALWAYS | OPTIONAL
 _ASKED = ("hop", "overlap")  # let in where the points ask for it; stragglers look too much like other costs
 _HOSTS_FOR_HOP = 3  # numbers of hosts beyond 1, to tell its growth from the 2 (n - 1) / n of the bandwidth
+_NOTHING = 1e-6  # of the unit of a term: the search comes as near to its bound, 0
 _FLOOR = 0.005  # no table is more exact: what is left below is not worth another term
 # What is known of the noise before any point: 2 %, as sure as two points would make it.
 _NOISE, _NOISE_WEIGHT = 0.02, 2
@@ -197,7 +198,8 @@ def _solve(points: Sequence[Point], names: Sequence[str], terms: Sequence[str]) 
     best = min(results, key=lambda result: result.cost)
     count = len(points)
     criterion = count * math.log(2 * best.cost / count + _FLOOR**2) + len(highest) * math.log(count)
-    return parameters(best.x), criterion
+    x = parameters(best.x)
+    return np.where(x < _NOTHING, 0.0, x), criterion
 
 
 def _fixed(points: Sequence[Point]) -> list[float]:
