@@ -143,6 +143,8 @@ def facts_of(case: Case, setup: startup.Setup, reduced: list[leave_out.Reduced],
         "flops_per_example": None,
         "memory": {"device_peak_bytes": device_peak_bytes()},
         "devices": device_names(),
+        "hosts": len({address.rpartition(":")[0] for address in setup.workers.addresses}) or 1,
+        "calls_per_step": 1 / plan.call_steps,
         "call_overhead_s": plan.overhead_secs,
         "warnings": [] if plan.steady else ["the windows had not become steady when the warm-up ended"],
     }
