@@ -7,13 +7,14 @@ step = compute + exposed communication + optimizer + input wait + host gap
 - optimizer: the step without reduction less the one that applies no gradient either;
 - input wait: what the replicas waited for their batches, taken within the step;
 - host gap: what lies between compiled calls, and what a call costs whatever its length;
+- evaluation and save, end to end: what the loop waited for these;
 - compute: the rest.
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-PARTS = ("compute", "comm_exposed", "optimizer", "input_wait", "host_gap")
+PARTS = ("compute", "comm_exposed", "optimizer", "input_wait", "host_gap", "eval", "save")
 # The largest part other than compute is what a step is bound by if it is more than this share of the step.
 _MATTERS = 0.2
 
@@ -43,6 +44,8 @@ _BOUNDS = {
         "input-bound",
         "see --mode=input for what the pipeline gives; on_disk() for what is read again, --data_service for more hosts",
     ),
+    "eval": ("evaluation", "held up by evaluations", "evaluate less often with --eval_every_steps"),
+    "save": ("checkpoint", "held up by checkpoints", "save less often with --checkpoint_every_steps"),
     "host_gap": ("launch", "launch-bound", "run more steps in a call with --steps_per_call"),
 }
 
@@ -55,13 +58,14 @@ def split(
     resident_ms: float | None,
     without_reduction_ms: float | None,
     without_update_ms: float | None,
+    others: Mapping[str, float | None] | None = None,
 ) -> dict[str, float | None]:
     """Return the milliseconds of each part; None where it was not measured, which is then in `compute`.
 
     `resident_ms` is the step on a batch that lies on the device, as the two are that leave something out. Noise can
     make a difference negative; it is then 0. The parts add up to `step_ms`.
     """
-    parts: dict[str, float | None] = {"input_wait": input_wait_ms, "host_gap": host_gap_ms}
+    parts: dict[str, float | None] = {"input_wait": input_wait_ms, "host_gap": host_gap_ms, **(others or {})}
     parts["comm_exposed"] = _less(resident_ms, without_reduction_ms)
     parts["optimizer"] = _less(without_reduction_ms or resident_ms, without_update_ms)
     known = sum(value for value in parts.values() if value is not None)

@@ -3,14 +3,14 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, final
 
 import tensorflow as tf
 
-from benchmarks import bare_steps, feeding, leave_out
+from benchmarks import bare_steps, facts, feeding, leave_out, peers
 from benchmarks.cases import Case
-from benchmarks.timing import Plan, Timing, warm_up, windows
+from benchmarks.timing import Timing, warm_up, windows
 from distloop import startup
 from distloop.cluster import Cluster
 from distloop.config import RunConfig
@@ -49,16 +49,15 @@ def measure(
     life = Lifecycle(workers)
     strategy = startup.start_strategy(config.task, config, workers)
     watch.lap("devices")
-    with life.telling(), life.listening() as stop:
+    with life.telling(), life.listening() as stop, contextlib.ExitStack() as stack:
         setup = startup.set_up(config.task, config, as_path(config.workdir or ""), workers, *strategy)
         separate_seeds(setup.strategy, setup.state)
         watch.lap("build")
         stream = startup.train_stream(setup)
         watch.lap("data")
         reduced: list[leave_out.Reduced] = []
-        steps = compiled(setup, stream, case.mode, stop, reduced)
+        call = stack.enter_context(started(case, setup, stream, stop, reduced))
         watch.lap("trace")
-        call = caller(steps, stream)
         losses = [call(1).loss]
         watch.lap("first_step")
         if case.mode in ("step", "h2d"):
@@ -67,9 +66,31 @@ def measure(
         plan = warm_up(call, timing, steps_per_call=config.steps_per_call, agreed=agreed)
         agreed(0.0)  # all begin together
         measured = list(windows(call, call_steps=plan.call_steps, calls=plan.calls, count=timing.windows))
-        facts = {**facts_of(case, setup, reduced, plan), "startup_s": startup_secs, "losses": losses}
+        if case.mode == "startup":
+            _save_and_restore(setup, watch)
         life.leave_together()
-    return {"facts": facts, "windows": measured}
+    unsteady = "the windows had not become steady when the warm-up ended"
+    return {
+        "facts": {
+            **facts.of_model(case, setup, reduced),
+            "startup_s": startup_secs,
+            "losses": losses,
+            "calls_per_step": 1 / plan.call_steps,
+            "call_overhead_s": plan.overhead_secs,
+            "warnings": [] if plan.steady else [unsteady],
+        },
+        "windows": measured,
+    }
+
+
+def _save_and_restore(setup: startup.Setup, watch: Stopwatch) -> None:
+    watch.lap("steps")
+    setup.checkpointer.save({})
+    setup.checkpointer.wait()
+    watch.lap("save")
+    setup.checkpointer.restore()
+    watch.lap("restore")
+    del watch.seconds["steps"]
 
 
 def compiled(
@@ -88,6 +109,24 @@ def compiled(
             training=True,
             stop=stop,
         )
+
+
+@contextlib.contextmanager
+def started(
+    case: Case, setup: startup.Setup, stream: Stream, stop: tf.Variable, reduced: list[leave_out.Reduced]
+) -> Iterator[Callable[[int], "TrainCall"]]:
+    """Yield what runs the steps of a case: distloop's own loop, or a peer's."""
+    if case.peer == "distloop":
+        yield caller(compiled(setup, stream, case.mode, stop, reduced), stream)
+        return
+    with peers.started(case.peer, setup, feeding.dataset(setup, stream, case.mode)) as train:
+
+        def call(num_steps: int) -> TrainCall:
+            began = time.perf_counter()
+            loss = train(num_steps)
+            return TrainCall(time.perf_counter() - began, math.nan, loss)
+
+        yield call
 
 
 class TrainCall(NamedTuple):
@@ -127,37 +166,3 @@ def agreed_on(strategy: tf.distribute.Strategy) -> Callable[[float], float]:
         return strategy.reduce(tf.distribute.ReduceOp.MEAN, strategy.run(tf.identity, args=(value,)), axis=None)
 
     return lambda value: float(mean(tf.constant(value, tf.float64)))
-
-
-def facts_of(case: Case, setup: startup.Setup, reduced: list[leave_out.Reduced], plan: Plan) -> dict[str, Any]:
-    """Return what a launch says of its model and itself."""
-    variables = bare_steps.trainable_variables(setup.state)
-    first = reduced[0] if reduced else leave_out.Reduced(0, 0, 0)
-    return {
-        "global_batch": case.global_batch,
-        "params": sum(variable.shape.num_elements() for variable in map(tf.convert_to_tensor, variables)),
-        "gradient_bytes": {"dense": first.dense_bytes, "sparse": first.sparse_bytes},
-        "gradient_tensors": first.tensors,
-        "unit": "examples",
-        "units_per_example": 1,
-        "flops_per_example": None,
-        "memory": {"device_peak_bytes": device_peak_bytes()},
-        "devices": device_names(),
-        "hosts": len({address.rpartition(":")[0] for address in setup.workers.addresses}) or 1,
-        "calls_per_step": 1 / plan.call_steps,
-        "call_overhead_s": plan.overhead_secs,
-        "warnings": [] if plan.steady else ["the windows had not become steady when the warm-up ended"],
-    }
-
-
-def device_peak_bytes() -> int | None:
-    """Return the most memory that a GPU of this process has had in use, if it has one."""
-    gpus = tf.config.list_logical_devices("GPU")
-    peaks = [tf.config.experimental.get_memory_info(gpu.name.partition("device:")[2])["peak"] for gpu in gpus]
-    return max(peaks, default=None)
-
-
-def device_names() -> list[str]:
-    """Name the accelerators of this process, such as `NVIDIA H200`; none without one."""
-    gpus = tf.config.list_physical_devices("GPU")
-    return [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]

@@ -46,7 +46,8 @@ def plan(
     `strong`. `vary` are values by setting (ablate), `comm_bytes` sizes beside the workload's own gradients (comm).
     Raises UsageError for what cannot be.
     """
-    measured = mode if mode in cases.MODES else "step"
+    # Peers read tf.data, and so the batch comes from the host for all of them.
+    measured = mode if mode in cases.MODES else "h2d" if mode == "peers" else "step"
     first = Case(workload, measured, settings=dict(settings))
     grid = [_sized(first, size, batch, strong=strong) for size in sizes]
     if mode == "sweep":

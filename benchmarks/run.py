@@ -25,7 +25,7 @@ from distloop.flags import define_config_flags
 
 # Settings that are a case's own, or of files that a measurement has elsewhere.
 _NOT_SETTINGS = (
-    *("task", "workdir", "strategy", "replicas", "global_batch_size", "epochs", "train_steps"),
+    *("task", "workdir", "strategy", "replicas", "global_batch_size"),
     *("data_service", "init_from", "keep_checkpoints", "best_metric", "best_mode"),
 )
 

@@ -137,8 +137,12 @@ def _parts(
     if None not in overheads:
         calls = float(np.median([launch.facts["calls_per_step"] for launch in found]))
         gap += 1e3 * float(np.median(overheads)) * calls
+    others = {
+        part: results.part_ms(one.case, found, f"{part}_s") for part in ("eval", "save") if one.case.mode == "e2e"
+    }
     return breakdown.split(
         step,
+        others=others,
         input_wait_ms=results.part_ms(one.case, found, "input_wait_s"),
         host_gap_ms=gap,
         resident_ms=step if one.case.mode == "step" else step_ms(one.without.get("step")),

@@ -30,11 +30,15 @@ def main(request: str) -> int:
     before = time.time() - psutil.Process().create_time()
     began = time.perf_counter()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from benchmarks import measuring  # which loads TensorFlow
+    from benchmarks import end_to_end, measuring  # which load TensorFlow
 
     startup = {"python": before, "import": time.perf_counter() - began}
     try:
-        found = measuring.measure(case, timing.Timing(**asked["timing"]), config_of(case, folder), workers, startup)
+        config = config_of(case, folder)
+        if case.mode == "e2e":
+            found = end_to_end.measure(case, config, startup)
+        else:
+            found = measuring.measure(case, timing.Timing(**asked["timing"]), config, workers, startup)
     except UsageError as error:
         say(str(error))
         return error.exit_code
