@@ -49,7 +49,7 @@ def run(
             show(f"{name_of(case)}: launch {index + 1} of {asked.launches}: {step:.4g} ms a step ({seconds:.0f} s)")
     launches = {key: [one.launch for one in found] for key, found in done.items()}
     errors = {key: found.error for key, found in failed.items()}
-    return _conclude(wanted, launches, errors, recorder, env)
+    return conclude(wanted, launches, errors, recorder, env)
 
 
 def name_of(case: Case) -> str:
@@ -77,14 +77,17 @@ def _write_launch(recorder: records.Recorder, case: Case, index: int, done: Done
         recorder.write("window", launch=done.launch.id, **window)
 
 
-def _conclude(
+def conclude(
     wanted: Sequence[Wanted],
     launches: Mapping[str, Sequence[results.Launch]],
     errors: Mapping[str, str],
     recorder: records.Recorder,
     env: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Write the results, each after what it is relative to, and what they mean."""
+    """Write and return the results, each after what it is relative to, and write what they mean.
+
+    `launches` and `errors` are by the key of the case, `env` the fields of the env line.
+    """
     written: dict[str, dict[str, Any]] = {}
 
     def summarize(case: Case, parts: Any = None, baseline: Case | None = None) -> None:
