@@ -154,7 +154,7 @@ def _parse(line: str, place: str, *, cut_off: bool) -> dict[str, Any]:
 def _validator(kind: str) -> Draft202012Validator:
     """Return what validates one kind: the error of `oneOf` would not say which of the kinds was meant."""
     schema = json.loads(Path(__file__).with_name("schema.json").read_text())
-    if kind in schema["$defs"] and kind in schema["properties"]["kind"]["enum"]:
+    del schema["oneOf"]
+    if kind in schema["properties"]["kind"]["enum"]:
         schema["allOf"] = [{"$ref": f"#/$defs/{kind}"}]
-        del schema["oneOf"]
     return Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
