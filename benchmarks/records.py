@@ -30,7 +30,7 @@ class Recorder:
 
     def __init__(self, path: Path, run: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
+        self.path = path
         self._run = run
         self._results: dict[str, dict[str, Any]] = {}
 
@@ -47,7 +47,7 @@ class Recorder:
             _check_efficiency(record, self._results)
             self._results[record["key"]] = record
         line = json.dumps(record, allow_nan=False)
-        with self._path.open("a") as file:
+        with self.path.open("a") as file:
             file.write(line + "\n")
         return record
 
