@@ -27,11 +27,10 @@ class Hosts:
 
 
 class Failed(NamedTuple):
-    """Say why a launch has ended without numbers, in a sentence."""
+    """Say in a sentence why a launch has ended without numbers; with 64, the user can mend it."""
 
-    id: str
     error: str
-    argv: list[str]
+    exit_code: int
 
 
 class Done(NamedTuple):
@@ -43,21 +42,18 @@ class Done(NamedTuple):
 
 def launch(case: Case, timing: Timing, hosts: Hosts, folder: Path, *, limit_secs: float) -> Done | Failed:
     """Measure a case once. Workers on several hosts must share `folder`. No process is left after `limit_secs`."""
-    name = records.new_id()
     shared = folder / f"launch_{case.key}_{len(list(folder.glob(f'launch_{case.key}_*')))}" if hosts.names else None
     with tempfile.TemporaryDirectory(prefix="distloop_bench_") as own:
         place = shared or Path(own)
         place.mkdir(exist_ok=True)
         argv = command(case, timing, hosts, place)
-        error = _run(argv, limit_secs)
+        failed = _run(argv, limit_secs)
+        if failed is not None:
+            return failed
         files = [place / f"rank_{rank}.json" for rank in range(case.workers)]
-        if error is None and not all(file.is_file() for file in files):
-            error = "a worker ended well and left no numbers."
-        if error is not None:
-            return Failed(name, error, argv)
         found = [json.loads(file.read_text()) for file in files]
     windows = [{"rank": rank, **window} for rank, worker in enumerate(found) for window in worker["windows"]]
-    return Done(Launch(name, _facts([worker["facts"] for worker in found]), windows), argv)
+    return Done(Launch(records.new_id(), _facts([worker["facts"] for worker in found]), windows), argv)
 
 
 def command(case: Case, timing: Timing, hosts: Hosts, folder: Path) -> list[str]:
@@ -83,8 +79,8 @@ def _facts(of_workers: list[dict[str, Any]]) -> dict[str, Any]:
     return facts
 
 
-def _run(argv: list[str], limit_secs: float) -> str | None:
-    """Run a command; return None if it ended well, else why not. Its whole process group ends with it."""
+def _run(argv: list[str], limit_secs: float) -> Failed | None:
+    """Run a command; return None if it ended well. Its whole process group ends with it."""
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -92,7 +88,7 @@ def _run(argv: list[str], limit_secs: float) -> str | None:
         try:
             code = process.wait(limit_secs)
         except subprocess.TimeoutExpired:
-            return f"it was still running after {limit_secs:.0f} s, and was killed; give more with --limit_secs."
+            return Failed(f"still running after {limit_secs:.0f} s, and killed; give more with --limit_secs.", -9)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -100,7 +96,7 @@ def _run(argv: list[str], limit_secs: float) -> str | None:
         if code == 0:
             return None
         output.seek(0)
-        return _last_words(output.read(), code)
+        return Failed(_last_words(output.read(), code), code)
 
 
 def _last_words(output: str, code: int) -> str:

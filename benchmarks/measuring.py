@@ -4,13 +4,13 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import tensorflow as tf
 
 from benchmarks import bare_steps, facts, feeding, leave_out, peers
 from benchmarks.cases import Case
-from benchmarks.timing import Timing, warm_up, windows
+from benchmarks.timing import Call, Called, Timing, warm_up, windows
 from distloop import startup
 from distloop.cluster import Cluster
 from distloop.config import RunConfig
@@ -114,35 +114,27 @@ def compiled(
 @contextlib.contextmanager
 def started(
     case: Case, setup: startup.Setup, stream: Stream, stop: tf.Variable, reduced: list[leave_out.Reduced]
-) -> Iterator[Callable[[int], "TrainCall"]]:
+) -> Iterator[Call]:
     """Yield what runs the steps of a case: distloop's own loop, or a peer's."""
     if case.peer == "distloop":
         yield caller(compiled(setup, stream, case.mode, stop, reduced), stream)
         return
     with peers.started(case.peer, setup, feeding.dataset(setup, stream, case.mode)) as train:
 
-        def call(num_steps: int) -> TrainCall:
+        def call(num_steps: int) -> Called:
             began = time.perf_counter()
             loss = train(num_steps)
-            return TrainCall(time.perf_counter() - began, math.nan, loss)
+            return Called(time.perf_counter() - began, loss=loss)
 
         yield call
 
 
-class TrainCall(NamedTuple):
-    """Hold what a call took and its loss, NaN if the step has none."""
-
-    seconds: float
-    input_wait_secs: float
-    loss: float
-
-
-def caller(steps: CompiledSteps, stream: Stream) -> Callable[[int], TrainCall]:
+def caller(steps: CompiledSteps, stream: Stream) -> Call:
     """Return the function that runs so many steps through `train_steps`, in one call. Raises Stopped if asked to."""
     endless = feeding.without_epochs(stream)
     loops: dict[int, Any] = {}
 
-    def call(num_steps: int) -> TrainCall:
+    def call(num_steps: int) -> Called:
         if num_steps not in loops:
             loops[num_steps] = train_steps(
                 steps, endless, start_step=0, total_steps=feeding.ENDLESS // 2**20, stops=(num_steps,)
@@ -151,7 +143,7 @@ def caller(steps: CompiledSteps, stream: Stream) -> Callable[[int], TrainCall]:
         if progress.stopping:
             raise Stopped("stopped while measuring, as asked; nothing of this launch is kept.")
         waited = math.nan if progress.input_wait is None else progress.input_wait * progress.seconds
-        return TrainCall(progress.seconds, waited, progress.metrics.get("loss", math.nan))
+        return Called(progress.seconds, waited, progress.metrics.get("loss", math.nan))
 
     return call
 

@@ -2,15 +2,17 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import breakdown, environment, modes, peaks, records, results, statistics
+from benchmarks import breakdown, environment, modes, peaks, peers, records, results, statistics
 from benchmarks.cases import Case
 from benchmarks.launches import Done, Failed, Hosts, launch
 from benchmarks.modes import Wanted
 from benchmarks.timing import Timing
+from distloop.errors import UsageError
 
 
 class Asked(NamedTuple):
@@ -27,7 +29,8 @@ def run(
 ) -> list[dict[str, Any]]:
     """Measure; return the result lines, those of the cases that only split a step among them.
 
-    A case that fails is not launched again; its result holds the error. `show` gets a line for each launch.
+    A case that fails is not launched again; its result holds the error. `show` gets a line for each launch. Raises
+    UsageError for what the user can mend, unless it is a peer that does not have what the case asks for.
     """
     env = environment.collect()
     recorder.write("env", **env)
@@ -39,6 +42,8 @@ def run(
             began = time.perf_counter()
             found = launch(case, asked.timing, asked.hosts, recorder.path.parent, limit_secs=asked.limit_secs)
             if isinstance(found, Failed):
+                if found.exit_code == UsageError.exit_code and case.peer == "distloop":
+                    raise UsageError(found.error)
                 failed[case.key] = found
                 show(f"{name_of(case)}: {found.error}")
                 continue
@@ -48,8 +53,23 @@ def run(
             seconds = time.perf_counter() - began
             show(f"{name_of(case)}: launch {index + 1} of {asked.launches}: {step:.4g} ms a step ({seconds:.0f} s)")
     launches = {key: [one.launch for one in found] for key, found in done.items()}
-    errors = {key: found.error for key, found in failed.items()}
-    return _conclude(wanted, launches, errors, recorder, env)
+    errors = {key: found.error for key, found in failed.items()} | _who_does_something_else(all_cases, launches)
+    return conclude(wanted, launches, errors, recorder, env)
+
+
+def _who_does_something_else(all_cases: Sequence[Case], launches: dict[str, list[results.Launch]]) -> dict[str, str]:
+    """Return a sentence for each peer whose losses are not distloop's, by the key of its case; drop its launches."""
+    found = {}
+    for case in all_cases:
+        own = launches.get(replace(case, peer="distloop").key)
+        if case.peer == "distloop" or not own or not launches[case.key]:
+            continue
+        losses = {"distloop": own[0].facts["losses"], case.peer: launches[case.key][0].facts["losses"]}
+        differences = peers.differences(losses, str(case.settings.get("precision", "float32")))
+        if differences:
+            found[case.key] = differences[0]
+            launches[case.key] = []
+    return found
 
 
 def name_of(case: Case) -> str:
@@ -77,14 +97,17 @@ def _write_launch(recorder: records.Recorder, case: Case, index: int, done: Done
         recorder.write("window", launch=done.launch.id, **window)
 
 
-def _conclude(
+def conclude(
     wanted: Sequence[Wanted],
     launches: Mapping[str, Sequence[results.Launch]],
     errors: Mapping[str, str],
     recorder: records.Recorder,
     env: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Write the results, each after what it is relative to, and what they mean."""
+    """Write and return the results, each after what it is relative to, and write what they mean.
+
+    `launches` and `errors` are by the key of the case, `env` the fields of the env line.
+    """
     written: dict[str, dict[str, Any]] = {}
 
     def summarize(case: Case, parts: Any = None, baseline: Case | None = None) -> None:

@@ -16,10 +16,11 @@ _STEADY_WINDOWS, _STEADY = 5, 0.02
 
 
 class Called(NamedTuple):
-    """Hold how long one call took, and for how long of it the replicas waited for batches (NaN: not measured)."""
+    """Hold what one call of some steps was: NaN where it was not measured."""
 
     seconds: float
-    input_wait_secs: float
+    input_wait_secs: float = math.nan  # for how long of it the replicas waited for batches
+    loss: float = math.nan  # the mean of its steps
 
 
 Call = Callable[[int], Called]  # runs that many steps
@@ -72,7 +73,7 @@ def warm_up(
         if steady or sum(seconds) >= timing.warmup_secs:
             break
     step = statistics.median(seconds) / calls / call_steps
-    return Plan(call_steps, calls, steady, _overhead(call, step, agreed, clock))
+    return Plan(call_steps, calls, steady, _overhead(call, step, agreed))
 
 
 def windows(
@@ -94,13 +95,13 @@ def windows(
         began = end
 
 
-def _overhead(call: Call, step: float, agreed: Callable[[float], float], clock: Callable[[], float]) -> float | None:
+def _overhead(call: Call, step: float, agreed: Callable[[float], float]) -> float | None:
     """Return what a call costs whatever its length: from calls of one step and of many, T(n) = overhead + n * step."""
     many = 10
     if step * many * _PROBES > 5.0:  # some tenths of a millisecond could not be told from the noise of such steps
         return None
-    short = agreed(statistics.median(_timed(lambda: call(1), clock) for _ in range(2 * _PROBES)))
-    long = agreed(statistics.median(_timed(lambda: call(many), clock) for _ in range(_PROBES)))
+    short = agreed(statistics.median(call(1).seconds for _ in range(2 * _PROBES)))
+    long = agreed(statistics.median(call(many).seconds for _ in range(_PROBES)))
     return max(0.0, (many * short - long) / (many - 1))
 
 
