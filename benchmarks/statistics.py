@@ -1,8 +1,7 @@
 """What the windows of several launches say: medians with intervals. The unit is the launch; its windows are correlated.
 
-Percentile intervals of few launches are too narrow: their ends are drawn further out, as Student's t would (Hesterberg,
-"What Teachers Should Know About the Bootstrap", 2015, section 4.1). Below 5 launches no interval of medians holds the
-true value in 95 of 100 cases: that of 3 does in about 80, that of 1 says nothing of other launches.
+Of 5 and more launches about 95 of 100 intervals hold the true value (simulated in the tests), of 3 between 80 and 92;
+that of a single launch says nothing of the next one.
 """
 
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from scipy import stats
 
 ENOUGH_LAUNCHES = 5
 _RESAMPLES = 10_000
-_TAIL = 0.025  # what a 95 % interval leaves out at each end
+_ENDS = (0.025, 0.975)  # of a 95 % interval
 
 Launches = Sequence[Sequence[float]]  # the windows of each launch
 
@@ -44,7 +43,7 @@ class Ratio:
     low: float
     high: float
     error: float
-    freedom: float
+    freedom: int
     p: float | None
 
     def p_below(self, bound: float) -> float:
@@ -58,42 +57,34 @@ def interval(windows_of_launches: Launches, seed: int = 0) -> Interval:
     Launches are drawn with replacement, then the windows of each.
     """
     medians = _medians(windows_of_launches)
-    count = len(medians)
-    tail = _tail(count - 1, count / (count - 1)) if count > 1 else _TAIL
-    low, high = np.quantile(_draws(windows_of_launches, np.random.default_rng(seed)), [tail, 1 - tail])
-    return Interval(float(np.median(medians)), float(low), float(high), tuple(medians))
+    low, high = np.quantile(_draws(windows_of_launches, np.random.default_rng(seed)), _ENDS).tolist()
+    return Interval(float(np.median(medians)), low, high, tuple(medians))
 
 
 def ratio(base: Launches, new: Launches, seed: int = 0) -> Ratio:
-    """Return new / base of what `interval` estimates, with its interval; both sides are drawn anew in each resample.
-
-    The degrees of freedom are Welch's. Of a single launch a side, the interval holds the scatter of its windows only.
-    """
+    """Return new / base of what `interval` estimates, with its interval; each resample draws both sides anew."""
     rng = np.random.default_rng(seed)
-    medians = [_medians(side) for side in (base, new)]
+    launches = [_medians(side) for side in (base, new)]
     logs = [np.log(_draws(side, rng)) for side in (base, new)]
-    drawn = [np.var(draws) + np.finfo(float).tiny for draws in logs]
-    unbiased = [v * len(m) / max(len(m) - 1, 1) for v, m in zip(drawn, medians, strict=True)]
-    variance = sum(unbiased)
-    freedom = variance**2 / sum(v**2 / max(len(m) - 1, 1) for v, m in zip(unbiased, medians, strict=True))
-    tail = _tail(freedom, variance / sum(drawn))
-    low, high = np.exp(np.quantile(logs[1] - logs[0], [tail, 1 - tail]))
-    p = None
-    if min(map(len, medians)) >= ENOUGH_LAUNCHES:
-        p = float(stats.mannwhitneyu(medians[0], medians[1]).pvalue)
-    median = float(np.median(medians[1]) / np.median(medians[0]))
-    return Ratio(median, float(low), float(high), float(np.sqrt(variance)), float(freedom), p)
+    low, high = np.exp(np.quantile(logs[1] - logs[0], _ENDS)).tolist()
+    counts = [len(medians) for medians in launches]
+    return Ratio(
+        median=float(np.median(launches[1]) / np.median(launches[0])),
+        low=low,
+        high=high,
+        error=float(np.std(logs[1] - logs[0])),
+        freedom=sum(counts) - 2,
+        p=float(stats.mannwhitneyu(launches[0], launches[1]).pvalue) if min(counts) >= ENOUGH_LAUNCHES else None,
+    )
 
 
 def geometric_mean(ratios: Sequence[Ratio]) -> Ratio:
-    """Return the geometric mean of independent ratios with its interval, from their standard errors."""
+    """Return the geometric mean of independent ratios, with its interval by Student's t of their standard errors."""
     mean = np.mean([np.log(one.median) for one in ratios])
-    variances = np.array([one.error**2 for one in ratios])
-    error = np.sqrt(variances.sum()) / len(ratios)
-    freedom = variances.sum() ** 2 / np.sum(variances**2 / [one.freedom for one in ratios])
-    reach = stats.t.ppf(1 - _TAIL, freedom) * error
-    low, median, high = np.exp([mean - reach, mean, mean + reach]).tolist()
-    return Ratio(median, low, high, float(error), float(freedom), None)
+    error = float(np.sqrt(sum(one.error**2 for one in ratios)) / len(ratios))
+    freedom = sum(one.freedom for one in ratios)
+    low, median, high = np.exp(mean + error * stats.t.ppf([_ENDS[0], 0.5, _ENDS[1]], freedom)).tolist()
+    return Ratio(median, low, high, error, freedom, None)
 
 
 def jitter(values: Sequence[float] | np.ndarray) -> float:
@@ -117,11 +108,6 @@ def _medians(windows_of_launches: Launches) -> list[float]:
     if not windows_of_launches or not all(len(windows) for windows in windows_of_launches):
         raise ValueError("a launch without windows has no median; leave it out.")
     return [float(np.median(windows)) for windows in windows_of_launches]
-
-
-def _tail(freedom: float, variance_factor: float) -> float:
-    """Return the share of draws beyond an end of the interval: see the head of this file."""
-    return float(stats.norm.cdf(stats.t.ppf(_TAIL, freedom) * np.sqrt(variance_factor)))
 
 
 def _draws(windows_of_launches: Launches, rng: np.random.Generator) -> np.ndarray:
