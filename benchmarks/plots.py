@@ -137,8 +137,8 @@ def peers(title: str, results: Sequence[dict]) -> Figure:
         if loops:
             axes.plot([1, 1], [-0.5, len(measured) - 0.5], ":", color=_INK, linewidth=0.8)
             axes.set_xlabel("throughput / median of the hand-written loop")
-        else:
-            axes.set_xlabel(f"{results[0]['unit']} a second")
+        elif measured:
+            axes.set_xlabel(f"{measured[0]['unit']} a second")
             axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axes.set_yticks(range(len(results)), [PEER_NAMES[_peer(result)] for result in measured + failed])
         axes.set_ylim(len(results) - 0.5, -0.5)

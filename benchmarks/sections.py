@@ -63,7 +63,9 @@ def _section(env: Record, part: Sequence[Record], suffix: str) -> Section:
     fits = _of_kind(part, "fit")
     groups = list(_peer_groups(results))
     split = [result for result in results if result["breakdown_ms"] and result["step_ms"]]
-    made = [tables.speeds(results, device)] if results else []
+    in_other_table = {point["key"] for point in points}
+    rows = [result for result in results if result["key"] not in in_other_table]
+    made = [tables.speeds(rows, device)] if rows else []
     made += [tables.steps(split)] if split else []
     made += [tables.peers(group) for group in groups]
     made += [tables.startup(started)] if (started := [result for result in results if result["startup_s"]]) else []
@@ -193,14 +195,22 @@ def _bandwidths(
 ) -> Iterator[tuple[str, str, Figure]]:
     if points:
         cases = {run["key"]: run["case"] for run in part if run["kind"] == "run"}
-        curves = _grouped(points, lambda point: _point_name(point, cases))
-        models = {fit["key"]: fit["curve"] for fit in fits if "key" in fit and "curve" in fit}
-        lines = {name: models[curve[0]["key"]] for name, curve in curves.items() if curve[0]["key"] in models}
+        curves = _grouped(points, lambda point: _points_name(point, cases))
+        models = {_points_key(fit): fit["curve"] for fit in fits if "curve" in fit}
+        lines = {
+            name: models[_points_key(curve[0])] for name, curve in curves.items() if _points_key(curve[0]) in models
+        }
         title = "Bus bandwidth of an all-reduce"
         yield title, "Size / time * 2 (n - 1) / n. Bars are 95 % intervals.", plots.bus_bandwidth(title, curves, lines)
 
 
-def _point_name(point: Record, cases: Mapping[str, Record]) -> str:
+def _points_key(record: Record) -> tuple[Any, ...]:
+    return tuple(record.get(name) for name in ("what", "replicas", "hosts"))
+
+
+def _points_name(point: Record, cases: Mapping[str, Record]) -> str:
     hosts = f"{point['hosts']} host{'s' if point['hosts'] > 1 else ''}"
-    settings = tables.settings_of(cases[point["key"]]) if point["key"] in cases else ""
-    return ", ".join(filter(None, [point.get("what"), f"{point['replicas']} replicas on {hosts}", settings]))
+    settings = dict(cases.get(point["key"], {}).get("settings", {}))
+    settings.pop("task_args", None)  # the sizes of a sweep
+    words = [point.get("what"), f"{point['replicas']} replicas on {hosts}", tables.settings_of({"settings": settings})]
+    return ", ".join(filter(None, words))

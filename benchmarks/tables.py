@@ -145,7 +145,7 @@ def _speed(result: Mapping[str, Any], sizes: Mapping[str, str], device: str) -> 
         Cell(number(wait), percent(wait / step["median"]) if wait is not None and step else ""),
         _utilization(result, device),
         _memory(result["memory"]),
-        Cell(number(sum(result["startup_s"].values())) if result["startup_s"] else DASH),
+        Cell(number(_sum(result["startup_s"]))),
         source(result),
     ]
 
@@ -182,6 +182,12 @@ def _memory(memory: Mapping[str, Any] | None) -> Cell:
     if memory["device_peak_bytes"] is None:
         return Cell(DASH, f"device not told; {host}")
     return Cell(gib(memory["device_peak_bytes"]), host)
+
+
+def _sum(parts: Mapping[str, float | None] | None) -> float | None:
+    """Return the sum of the parts, None if one is missing."""
+    known = [part for part in parts.values() if part is not None] if parts else []
+    return sum(known) if parts and len(known) == len(parts) else None
 
 
 def steps(results: Iterable[Mapping[str, Any]]) -> Table:

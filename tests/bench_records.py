@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from benchmarks import results
 from benchmarks.cases import Case
 
 SCHEMA = "distloop.bench/1"
@@ -59,7 +60,7 @@ def result(case, rate, run="run1", env_hash=GPU, unit="images", comm=0.0, input_
     parts = dict(comm_exposed=comm, input_wait=input_wait, host_gap=0.02 * step, optimizer=0.05 * step)
     parts["compute"] = step - sum(parts.values())
     spread = dict(low=0.99 * step, high=1.01 * step, p5=0.98 * step, p50=step, p95=1.03 * step, p99=1.06 * step)
-    flops = dict(per_example=24.6e9, formula="3 x forward, a multiply-add is 2", peak=989e12, peak_source="H200 bf16")
+    flops = dict(per_example=24.6e9, formula=results.MFU, peak=989e12, peak_source="H200 bf16")
     flops["mfu"] = flops["per_example"] * rate / case.total_replicas / flops["peak"]
     defaults = dict(
         key=case.key,
@@ -121,25 +122,31 @@ def on_gpus():
         lines += launches_of(case, step_s=case.global_batch / rate)
         lines.append(result(case, rate, comm=exposed, efficiency=efficiency, skew_ms=skew))
         if workers > 1:
-            sentence = "communication-bound: 15 of 108 ms are exposed communication, at 7.5 of 50 GB/s."
-            lines.append(verdict(case, "communication", sentence, "try --bytes_per_pack=25MB."))
+            sentence = "communication-bound: 15.5 of 108 ms a step"
+            lines.append(
+                verdict(
+                    case, "communication", sentence, "a larger batch a replica or --micro_batches exchanges less often"
+                )
+            )
     real = Case("resnet50", mode="e2e", replicas=4, per_replica_batch=128, settings={"prefetch": 2})
     lines += launches_of(real, step_s=0.16)
     warnings = ["the processor's governor is powersave: times may vary."]
     lines.append(result(real, 3200.0, input_wait=61.0, warnings=warnings))
-    sentence = "input-bound: 61 of 160 ms are spent waiting for the next batch."
-    lines.append(verdict(real, "input", sentence, "try --data_service, or cache the decoded images."))
+    sentence = "input-bound: 61 of 160 ms a step"
+    lines.append(verdict(real, "input", sentence, "on_disk() for what is read again, --data_service for more hosts"))
     for peer, rate in PEER_SPEEDS.items():
         case = Case("mnist_cnn", peer=peer, replicas=4, per_replica_batch=64)
         lines += launches_of(case, step_s=case.global_batch / rate)
         lines.append(result(case, rate, breakdown_ms=None, losses=[2.302, 1.871]))
     lines.append(failed(Case("mnist_cnn", peer="orbit", replicas=4, per_replica_batch=64), PEER_ERROR))
-    all_reduce = Case("resnet50", mode="comm", workers=2, replicas=4, per_replica_batch=128)
-    lines += launches_of(all_reduce)
-    lines += [comm_point(all_reduce, 4**power) for power in range(5, 15)]
+    for power in range(5, 15):
+        settings = {"task_args": f"gradient_bytes={4**power}"}
+        all_reduce = Case("null", mode="comm", workers=2, replicas=4, per_replica_batch=1, settings=settings)
+        lines += launches_of(all_reduce)
+        lines += [result(all_reduce, 1000.0 / power, breakdown_ms=None, flops=None), comm_point(all_reduce, 4**power)]
     fields = dict(parameters={"latency": 60e-6, "per_byte": 1 / 6e9}, error={"mape": 0.012}, points=10)
     curve = [[4**power, 4**power / (60e-6 + 4**power / 6e9) * 2 * 7 / 8] for power in range(5, 15)]
-    lines.append(record("fit", model="all-reduce", **fields, key=all_reduce.key, curve=curve))
+    lines.append(record("fit", model="all-reduce", **fields, what="sweep", replicas=8, hosts=2, curve=curve))
     fields = dict(parameters={"compute": 0.0908, "across": 1.9e-9}, error={"mape": 0.021}, points=4)
     curve = [[n, 128 * n / (0.0908 + 0.0025 * (n - 1))] for n in range(1, 9)]
     lines.append(record("fit", model="scaling", **fields, key=first.scaling_key, curve=curve))
@@ -156,9 +163,7 @@ def on_cpu():
     for replicas, rate in {1: 3190.0, 2: 3420.0}.items():
         case = Case("mnist_cnn", replicas=replicas, per_replica_batch=64 // replicas)
         efficiency = dict(value=rate / 3190 / replicas, baseline=first.key, kind="strong")
-        flops = dict(
-            per_example=2.4e6, formula="3 x forward, a multiply-add is 2", mfu=None, peak=None, peak_source=None
-        )
+        flops = dict(per_example=2.4e6, formula=results.MFU, mfu=None, peak=None, peak_source=None)
         memory = {"device_peak_bytes": None, "host_peak_bytes": 805_306_368}
         step = 1000 * 64 / rate
         parts = dict(compute=0.9 * step, comm_exposed=None, input_wait=None, host_gap=0.1 * step, optimizer=None)
