@@ -22,7 +22,7 @@ COLORS = ("#2380C0", "#D55E00", "#00966E", "#B8659A", "#7F7F7F")
 MARKERS = "osD^v"
 _INK = "#010101"  # text and axes; an SVG has currentColor in its place
 _WIDTH = 5.4  # inches; on a phone the figure shrinks to two thirds and its text must still be read
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "text.parse_math": False,  # names are text, also those with dollar signs
     "svg.hashsalt": "distloop",  # the same records, the same bytes
     "font.size": 10,
@@ -40,7 +40,7 @@ _STYLE = {
 }
 
 
-def throughput(title: str, curves: Mapping[str, Sequence[dict]], models: Mapping[str, Points]) -> Figure:
+def throughput(title: str, curves: Mapping[str, Sequence[Mapping[str, Any]]], models: Mapping[str, Points]) -> Figure:
     """Draw throughput against replicas; `curves` are results by label, `models` what a fit says, by the same labels."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(title, 3.6)
@@ -68,7 +68,7 @@ def throughput(title: str, curves: Mapping[str, Sequence[dict]], models: Mapping
     return figure
 
 
-def step_time(title: str, bars: Sequence[tuple[str, dict]]) -> Figure:
+def step_time(title: str, bars: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
     """Draw where the time of a step goes: `bars` are labels and results."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(title, 1.3 + 0.55 * len(bars))
@@ -97,7 +97,9 @@ def _part(result: Mapping[str, Any], part: str) -> float | None:
     return result["breakdown_ms"].get(part)
 
 
-def bus_bandwidth(title: str, curves: Mapping[str, Sequence[dict]], models: Mapping[str, Points]) -> Figure:
+def bus_bandwidth(
+    title: str, curves: Mapping[str, Sequence[Mapping[str, Any]]], models: Mapping[str, Points]
+) -> Figure:
     """Draw the bus bandwidth of all-reduces against their size; `curves` are `comm_point` lines by label."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(title, 3.4)
@@ -119,7 +121,7 @@ def bus_bandwidth(title: str, curves: Mapping[str, Sequence[dict]], models: Mapp
     return figure
 
 
-def peers(title: str, results: Sequence[dict]) -> Figure:
+def peers(title: str, results: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the throughput of peers, relative to the hand-written loop where it has one; the failed come last."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(title, 1.1 + 0.4 * len(results))

@@ -1,6 +1,6 @@
 """Write a report of records: report.md, one page report.html that needs nothing else, and its figures as PNGs.
 
-`python -m benchmarks.report RUNS... [--output=DIR] [--export=mllog,tf_cnn,tensorboard]`
+`python -m benchmarks.report RUNS... [--output=DIR] [--mllog] [--tf_cnn] [--tensorboard]`
 """
 
 import re
@@ -17,37 +17,57 @@ from benchmarks.sections import Section, make_sections
 from distloop.errors import UsageError
 
 
-def main() -> None:
-    """Run `python -m benchmarks.report`."""
-    command.define(flags.DEFINE_string, "output", "report", "folder of the report")
-    command.define(flags.DEFINE_list, "export", [], f"other formats to write, too: {', '.join(exports.FORMATS)}")
-    command.run(lambda arguments: report(arguments, Path(flags.FLAGS.output), flags.FLAGS.export))
+def define_flags() -> None:
+    """Define the flags of the command."""
+    define = command.define
+    define(flags.DEFINE_string, "output", "report", "folder of the report")
+    define(flags.DEFINE_boolean, "mllog", False, "write mllog.txt, too: the events of each launch as MLPerf logs them")
+    define(flags.DEFINE_boolean, "tf_cnn", False, "write tf_cnn, too: the console lines of tf_cnn_benchmarks by launch")
+    define(
+        flags.DEFINE_boolean, "tensorboard", False, "write tensorboard, too: scalars and one HParams session a result"
+    )
 
 
-def report(runs: Sequence[str], output: Path, formats: Sequence[str]) -> int:
-    """Write the report of the records in files and folders; return 0. Raises UsageError."""
-    if not runs:
+def main(arguments: Sequence[str]) -> int:
+    """Write the report of the records in files and folders, and other formats if asked to."""
+    if not arguments:
         raise UsageError("no records are given; expected python -m benchmarks.report RUNS..., files or folders.")
-    exports.check(formats)
-    found = read(Path(run) for run in runs)
-    sections = make_sections(found)
-    output.mkdir(parents=True, exist_ok=True)
-    for image in (image for section in sections for image in section.images):
-        (output / f"{image.name}.png").write_bytes(image.png)
-    (output / "report.md").write_text(to_markdown(sections))
-    (output / "report.html").write_text(to_html(sections))
-    exports.write(found, output, formats)
+    values = flags.FLAGS
+    output = Path(values.output)
+    found = read(map(Path, arguments))
+    write(make_sections(found), output)
+    if values.mllog:
+        (output / "mllog.txt").write_text("".join(f"{line}\n" for line in exports.mllog_lines(found)))
+    if values.tf_cnn:
+        (output / "tf_cnn").mkdir(exist_ok=True)
+        for launch, log in exports.tf_cnn_logs(found):
+            (output / "tf_cnn" / f"{launch}.log").write_text(log)
+    if values.tensorboard:
+        exports.write_tensorboard(found, output / "tensorboard")
     print(output / "report.html")
     return 0
 
 
 def read(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """Return the records in files and folders, each with its `file`. Raises UsageError if nothing was measured."""
+    """Return the records, each with its `file` and `line`. Raises UsageError if nothing was measured."""
     files = dict.fromkeys(file for path in paths for file in (sorted(path.glob("*.jsonl")) or [path]))
-    found = [{**record, "file": str(file)} for file in files for record in records.read([file])]
+    found = [
+        {**record, "file": str(file), "line": line}
+        for file in files
+        for line, record in enumerate(records.read([file]), 1)
+    ]
     if not any(record["kind"] in ("result", "comm_point") for record in found):
         raise UsageError(f"{', '.join(map(str, files))}: no result in there; expected records of a run that has ended.")
     return found
+
+
+def write(sections: Sequence[Section], folder: Path) -> None:
+    """Write report.md, report.html and the PNGs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for image in (image for section in sections for image in section.images):
+        (folder / f"{image.name}.png").write_bytes(image.png)
+    (folder / "report.md").write_text(to_markdown(sections))
+    (folder / "report.html").write_text(to_html(sections))
 
 
 def to_html(sections: Sequence[Section]) -> str:
@@ -76,4 +96,5 @@ def _as_markdown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    define_flags()
+    command.run(main)

@@ -46,7 +46,7 @@ def make_sections(found: Sequence[Record]) -> list[Section]:
     of_launch = {record["launch"]: record["env"] for record in found if record["kind"] == "run"}
     parts: dict[str, list[Record]] = {hash_: [] for hash_ in environments}
     for record in found:
-        hash_ = record.get("env") or of_launch.get(record.get("launch", "")) or of_run.get(record["run"])
+        hash_ = record.get("env") or of_launch.get(record.get("launch")) or of_run.get(record["run"], "")
         if hash_ not in environments:
             raise UsageError(
                 f"{record['file']}: the environment of run {record['run']} is missing; give its file, too."
@@ -126,7 +126,7 @@ def _finding(verdict: Record, results: Sequence[Record]) -> dict[str, str]:
         "speed": f"{tables.number(rate['median'])} {measured[0]['unit']}/s" if rate else tables.DASH,
         "sentence": verdict["sentence"],
         "advice": verdict["advice"],
-        "source": f"{verdict['run']}, {verdict['file']}",
+        "source": ", ".join(tables.source(verdict)),
     }
 
 

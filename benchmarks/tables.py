@@ -90,8 +90,8 @@ def label(case: Mapping[str, Any], *, with_peer: bool = True) -> str:
 
 
 def source(record: Mapping[str, Any]) -> Cell:
-    """Return where a row comes from: the id of its run and its file."""
-    return Cell(record["run"], record["file"])
+    """Return where a row comes from: the id of its run, its file and line."""
+    return Cell(record["run"], f"{record['file']}:{record['line']}")
 
 
 def speeds(results: Sequence[Mapping[str, Any]], device: str) -> Table:
