@@ -91,9 +91,19 @@ FLOORS = {
     "flags": 6,
     "__main__": 7,
     "data_server": 7,
+    "tasks._images": 6,
+    "tasks._transformer": 6,
+    "tasks.bert_base": 7,
+    "tasks.dlrm_small": 7,
+    "tasks.gpt2_124m": 7,
     "tasks.mnist_cnn": 7,
     "tasks.mnist_tutorial": 7,
     "tasks.null": 7,
+    "tasks.resnet50": 7,
+    "tasks.vgg16": 7,
+    "tasks.vit_b16": 7,
+    "tasks.bert_large": 8,
+    "tasks.gpt_350m": 8,
 }
 FILES = sorted((ROOT / "distloop").rglob("*.py"))
 
