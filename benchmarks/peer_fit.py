@@ -7,9 +7,8 @@ from queue import SimpleQueue
 from typing import Any, final
 
 import keras
-import tensorflow as tf
 
-from benchmarks.peer_step import correction, forward, look, optimizer_of, share_of_loss
+from benchmarks.peer_step import forward, look, optimizer_of
 from benchmarks.peers import Call
 from distloop.errors import UsageError
 from distloop.startup import Setup
@@ -49,15 +48,10 @@ class _Model(keras.Model):
 
 
 def _model(setup: Setup, dataset: Any) -> _Model:
-    replicas = setup.strategy.num_replicas_in_sync
-
     def outputs(batch: Batch) -> Any:
         found = forward(setup, batch)
-        share = share_of_loss(found, replicas, setup.config.global_batch_size)
-        if not found.is_per_example and replicas > 1:
-            share *= correction(found.metrics["loss"].parts[1], replicas)
         parts = [part for metric in found.metrics.values() for part in metric.parts]
-        return share, parts[_LOSS_PARTS:]
+        return found.share, parts[_LOSS_PARTS:]
 
     layers = [part for part in setup.state.parts.values() if isinstance(part, keras.Layer)]
     with setup.strategy.scope():
@@ -150,4 +144,4 @@ class _Calls(keras.callbacks.Callback):
         self._told.put(float(logs["loss"]))
         self.next_steps = self._asked.get()
         if self.next_steps != self._steps:
-            self.model.stop_training = True
+            self.model.stop_training = True  # pyright: ignore[reportOptionalMemberAccess]

@@ -8,6 +8,7 @@ Imports no TensorFlow until a peer is started. docs/benchmarks/peers.md says wha
 
 import importlib.util
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -73,6 +74,14 @@ def differences(losses: Mapping[str, Sequence[float]], precision: str) -> list[s
                 )
                 break
     return found
+
+
+def reason(error: BaseException) -> str:
+    """Return in one line why a peer has failed; TensorFlow tells it below pages of frames."""
+    text = str(error)
+    of_tensorflow = re.search(r"^\s*(?:\(\d+\) )?[A-Z_]+: +(.*)$", text, re.MULTILINE)
+    line = of_tensorflow[1] if of_tensorflow else next(filter(None, map(str.strip, text.splitlines())), "")
+    return f"{type(error).__name__}: {line}"
 
 
 def _is_there(module: str) -> bool:
