@@ -30,7 +30,7 @@ class Recorder:
 
     def __init__(self, path: Path, run: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path = path
+        self.path = path
         self._run = run
         self._results: dict[str, dict[str, Any]] = {}
 
@@ -47,7 +47,7 @@ class Recorder:
             _check_efficiency(record, self._results)
             self._results[record["key"]] = record
         line = json.dumps(record, allow_nan=False)
-        with self._path.open("a") as file:
+        with self.path.open("a") as file:
             file.write(line + "\n")
         return record
 
@@ -154,7 +154,7 @@ def _parse(line: str, place: str, *, cut_off: bool) -> dict[str, Any]:
 def _validator(kind: str) -> Draft202012Validator:
     """Return what validates one kind: the error of `oneOf` would not say which of the kinds was meant."""
     schema = json.loads(Path(__file__).with_name("schema.json").read_text())
-    if kind in schema["$defs"] and kind in schema["properties"]["kind"]["enum"]:
+    del schema["oneOf"]
+    if kind in schema["properties"]["kind"]["enum"]:
         schema["allOf"] = [{"$ref": f"#/$defs/{kind}"}]
-        del schema["oneOf"]
     return Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)

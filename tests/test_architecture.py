@@ -91,8 +91,19 @@ FLOORS = {
     "flags": 6,
     "__main__": 7,
     "data_server": 7,
+    "tasks._images": 6,
+    "tasks._transformer": 6,
+    "tasks.bert_base": 7,
+    "tasks.dlrm_small": 7,
+    "tasks.gpt2_124m": 7,
     "tasks.mnist_cnn": 7,
     "tasks.mnist_tutorial": 7,
+    "tasks.null": 7,
+    "tasks.resnet50": 7,
+    "tasks.vgg16": 7,
+    "tasks.vit_b16": 7,
+    "tasks.bert_large": 8,
+    "tasks.gpt_350m": 8,
 }
 FILES = sorted((ROOT / "distloop").rglob("*.py"))
 
@@ -179,7 +190,7 @@ def test_public_names_are_frozen():
 
 def test_flags_are_frozen():
     assert [setting.name for setting in fields(RunConfig)] == [
-        *("task", "workdir", "strategy", "replicas", "dataset", "data_dir", "data_service"),
+        *("task", "task_args", "workdir", "strategy", "replicas", "dataset", "data_dir", "data_service"),
         *("global_batch_size", "epochs", "train_steps", "steps_per_call", "eval_every_steps", "checkpoint_every_steps"),
         *("keep_checkpoints", "best_metric", "best_mode", "init_from", "seed", "learning_rate"),
         *("precision", "loss_scale", "initial_loss_scale", "loss_scale_growth_steps", "loss_scale_growth_factor"),
