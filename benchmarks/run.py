@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from rich.console import Console
+from rich.table import Table
 
-from benchmarks import cases, command, modes, records, runner
+from benchmarks import breakdown, cases, command, modes, records, runner, tables
 from benchmarks.launches import Hosts
 from benchmarks.timing import Timing
 from distloop import tasks
@@ -89,8 +91,24 @@ def main(arguments: Sequence[str]) -> int:
             values.limit_secs,
         )
         found = runner.run(wanted, recorder, asked, lambda line: print(line, flush=True))
+    _show(found, {case.key for case in (one.case for one in wanted)})
     print(f"records: {output / run}.jsonl\nreport:  python -m benchmarks.report {output}")
     return int(any(result["error"] for result in found if values.mode != "peers"))
+
+
+def _show(found: Sequence[dict[str, Any]], wanted: set[str]) -> None:
+    """Print what was asked for: how fast, and what bounds it."""
+    table = Table("what", "units/s", "95 % interval", "ms a step", "bound by")
+    for result in (result for result in found if result["key"] in wanted):
+        what = tables.label(result["case"])
+        if result["error"]:
+            table.add_row(what, "failed", result["error"])
+            continue
+        rate, verdict = result["throughput"], breakdown.judge(result)
+        interval = f"{tables.number(rate['low'])} to {tables.number(rate['high'])}"
+        step = tables.number(result["step_ms"]["median"])
+        table.add_row(what, tables.number(rate["median"]), interval, step, verdict.bound if verdict else "")
+    Console().print(table)
 
 
 def _hosts(wanted: Sequence[modes.Wanted]) -> Hosts:
