@@ -27,7 +27,7 @@ from distloop.errors import UsageError
 
 @dataclass(frozen=True)
 class Reliability:
-    """What the machines do to a long run: seconds between failures of one host, of a checkpoint and of a restart."""
+    """What the machines do to a long run: seconds between failures of one device, of a checkpoint, of a restart."""
 
     mtbf: float
     checkpoint: float
@@ -64,7 +64,8 @@ def _predict(arguments: list[str]) -> int:
         given = points.of_table(Path(values.table), values.gradient_bytes, values.devices_per_host)
     else:
         given = points.of_records(records.read([Path(path) for path in values.runs]))
-    found = study(given, values.devices_per_host, values.fit_up_to, _sizes(values.at), _reliability())
+    failing = reliability(values.mtbf_hours, values.checkpoint_secs, values.restart_secs)
+    found = study(given, values.devices_per_host, values.fit_up_to, sizes(values.at), failing)
     if values.json:
         print(json.dumps(found, allow_nan=False))
     else:
@@ -72,8 +73,9 @@ def _predict(arguments: list[str]) -> int:
     return 0
 
 
-def _sizes(texts: Sequence[str]) -> list[int]:
-    sizes = []
+def sizes(texts: Sequence[str]) -> list[int]:
+    """Return the numbers of devices that --at names."""
+    found = []
     for text in texts:
         try:
             size = float(text)
@@ -81,13 +83,12 @@ def _sizes(texts: Sequence[str]) -> list[int]:
             size = math.nan
         if not (1 <= size < math.inf and size == int(size)):
             raise UsageError(f"at has {text!r}; expected numbers of devices, at least 1, such as --at=32,64.")
-        sizes.append(int(size))
-    return sizes
+        found.append(int(size))
+    return found
 
 
-def _reliability() -> Reliability | None:
-    values = flags.FLAGS
-    hours, checkpoint, restart = values.mtbf_hours, float(values.checkpoint_secs), float(values.restart_secs)
+def reliability(hours: float | None, checkpoint: float, restart: float) -> Reliability | None:
+    """Return what --mtbf_hours, --checkpoint_secs and --restart_secs say, None without the first."""
     if hours is None:
         if checkpoint or restart:
             raise UsageError(
@@ -107,13 +108,13 @@ def study(
     devices_per_host: int | None,
     fit_up_to: int | None,
     at: Sequence[int],
-    reliability: Reliability | None = None,
+    failing: Reliability | None = None,
 ) -> dict[str, Any]:
     """Fit the points of at most `fit_up_to` devices; return the fit and the predictions at these sizes as JSON values.
 
     Sizes beyond one host have hosts as full as those of the points. Raises UsageError if there is nothing to fit.
     """
-    largest = fit_up_to or max(point.devices for point in given)
+    largest = max(point.devices for point in given) if fit_up_to is None else fit_up_to
     fitted = [point for point in given if point.devices <= largest]
     configs = [name for name in dict.fromkeys(point.config for point in fitted) if name is not None]
     if not configs:
@@ -135,7 +136,7 @@ def study(
             found = explained.foretell(known, config, devices, hosts, batch, max(point.size for point in own))
             if outside and devices >= min(outside):
                 found = found._replace(dominant=said.status)
-            predictions.append(_as_json(config, devices, batch, found, reliability))
+            predictions.append(_as_json(config, devices, batch, found, failing))
     return {"fit": _fit_as_json(said, held_out), "predictions": predictions}
 
 
@@ -156,9 +157,7 @@ def _batch(own: Sequence[Point], devices: int, largest: int) -> float:
     return max((point for point in own if point.devices <= largest), key=lambda point: point.devices).batch
 
 
-def _as_json(
-    config: str, devices: int, batch: float, found: Prediction, reliability: Reliability | None
-) -> dict[str, Any]:
+def _as_json(config: str, devices: int, batch: float, found: Prediction, failing: Reliability | None) -> dict[str, Any]:
     examples = devices * batch
     fields = {
         "config": config,
@@ -168,16 +167,16 @@ def _as_json(
         "high": examples / found.low,
         "dominant": found.dominant,
     }
-    return fields | (_goodput(devices, found.seconds, reliability) if reliability else {})
+    return fields | (_goodput(devices, found.seconds, failing) if failing else {})
 
 
-def _goodput(devices: int, seconds: float, reliability: Reliability) -> dict[str, float]:
-    mtbf = reliability.mtbf / devices
-    every = max(1, round(simulate.best_interval(reliability.checkpoint, mtbf) / seconds))
+def _goodput(devices: int, seconds: float, failing: Reliability) -> dict[str, float]:
+    mtbf = failing.mtbf / devices
+    every = max(1, round(simulate.best_interval(failing.checkpoint, mtbf) / seconds))
     share = simulate.goodput(
         np.full(100 * every, seconds),
-        simulate.Failures(mtbf, reliability.restart),
-        checkpoint=reliability.checkpoint,
+        simulate.Failures(mtbf, failing.restart),
+        checkpoint=failing.checkpoint,
         every=every,
         rng=np.random.default_rng(0),
     )
