@@ -53,17 +53,7 @@ def _predict(arguments: list[str]) -> int:
     if arguments:
         raise UsageError(f"unexpected argument {arguments[0]!r}; settings are flags, such as --at=32: see --help.")
     values = flags.FLAGS
-    if bool(values.table) == bool(values.runs):
-        raise UsageError("expected either --table=T.csv or --runs=RECORDS.")
-    if values.table:
-        for name in ("gradient_bytes", "devices_per_host"):
-            if values[name].value is None:
-                raise UsageError(f"{name} is not given; a table does not tell it: expected --{name}=NUMBER.")
-        if not 0 < values.gradient_bytes < math.inf:
-            raise UsageError(f"gradient_bytes is {values.gradient_bytes:g}; expected a number above 0, such as 440e6.")
-        given = points.of_table(Path(values.table), values.gradient_bytes, values.devices_per_host)
-    else:
-        given = points.of_records(records.read([Path(path) for path in values.runs]))
+    given = measured(values.table, values.runs, values.gradient_bytes, values.devices_per_host)
     failing = reliability(values.mtbf_hours, values.checkpoint_secs, values.restart_secs)
     found = study(given, values.devices_per_host, values.fit_up_to, sizes(values.at), failing)
     if values.json:
@@ -71,6 +61,21 @@ def _predict(arguments: list[str]) -> int:
     else:
         show(found, Console(width=None if sys.stdout.isatty() else 120))
     return 0
+
+
+def measured(
+    table: str | None, runs: Sequence[str], gradient_bytes: float | None, devices_per_host: int | None
+) -> list[Point]:
+    """Return the points of --table or of --runs. Raises UsageError for both, for none and for what they lack."""
+    if bool(table) == bool(runs):
+        raise UsageError("expected either --table=T.csv or --runs=RECORDS.")
+    if not table:
+        return points.of_records(records.read([Path(path) for path in runs]))
+    if gradient_bytes is None or not 0 < gradient_bytes < math.inf:
+        raise UsageError(f"gradient_bytes is {gradient_bytes}; expected a number above 0, such as 440e6.")
+    if devices_per_host is None:
+        raise UsageError("devices_per_host is not given, and a table does not tell it; expected --devices_per_host=8.")
+    return points.of_table(Path(table), gradient_bytes, devices_per_host)
 
 
 def sizes(texts: Sequence[str]) -> list[int]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 Quantile = Callable[[np.ndarray], np.ndarray]  # a distribution of one worker's step time, as its inverse
 
@@ -26,10 +26,8 @@ class Failures(NamedTuple):
 
 def lognormal(*, mean: float, cv: float) -> Quantile:
     """Return the log-normal distribution of this mean and coefficient of variation."""
-    if cv == 0:
-        return lambda share: np.full_like(share, mean)
     sigma = math.sqrt(math.log(1 + cv**2))
-    return stats.lognorm(sigma, scale=mean * math.exp(-(sigma**2) / 2)).ppf
+    return lambda share: mean * np.exp(sigma * special.ndtri(share) - sigma**2 / 2)
 
 
 def measured(samples: Sequence[float]) -> Quantile:

@@ -444,21 +444,26 @@ def test_a_table_that_is_none_is_told_in_one_sentence(text, tmp_path):
         study(text, tmp_path)
 
 
-BAD_FLAGS = {
-    ("--at=0",): "at has '0'; expected numbers of devices, at least 1, such as --at=32,64.",
-    ("--gradient_bytes=x",): "flag --gradient_bytes=x: could not convert string to float: 'x'. See --help.",
-    ("--table=/nowhere.csv",): "/nowhere.csv cannot be read (No such file or directory); expected a table with the ",
-    ("--runs=x",): "expected either --table=T.csv or --runs=RECORDS.",
-    ("--table=", "--runs=/nowhere"): "/nowhere holds no records; expected a file or a folder of *.jsonl that a run ",
-}
+def test_a_flag_that_cannot_work_is_one_sentence_and_ends_with_64(tmp_path):
+    told = "distloop: at has '0'; expected numbers of devices, at least 1, such as --at=32,64.\n"
+    assert predict(tmp_path, SMALL, "--at=0") == (64, "", told)
 
 
-@pytest.mark.parametrize("flags", BAD_FLAGS)
-def test_flags_that_cannot_work_are_told_in_one_sentence(flags, tmp_path):
-    code, out, err = predict(tmp_path, SMALL, *flags)
-    assert (code, out) == (64, "")
-    assert err.startswith(f"distloop: {BAD_FLAGS[flags]}")
-    assert len(err.splitlines()) == 1
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ((None, [], 1e6, 8), "expected either --table=T.csv or --runs=RECORDS."),
+        (("t.csv", ["runs"], 1e6, 8), "expected either --table=T.csv or --runs=RECORDS."),
+        (("t.csv", [], None, 8), "gradient_bytes is None; expected a number above 0, such as 440e6."),
+        (("t.csv", [], -1.0, 8), "gradient_bytes is -1.0; expected a number above 0, such as 440e6."),
+        (("t.csv", [], 1e6, None), "devices_per_host is not given, and a table does not tell it; expected "),
+        (("/nowhere.csv", [], 1e6, 8), "/nowhere.csv cannot be read (No such file or directory); expected a table "),
+        ((None, ["/nowhere"], None, None), "/nowhere holds no records; expected a file or a folder of *.jsonl"),
+    ],
+)
+def test_what_to_read_is_told_in_one_way(flags, told):
+    with pytest.raises(UsageError, match=re.escape(told)):
+        predict_module.measured(*flags)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", "inf", "nan", ""])
