@@ -78,13 +78,16 @@ def _product(operation: tf.Operation) -> float:
 
 
 def _einsum(operation: tf.Operation) -> float:
-    """2 for each combination of all indices; `tf.einsum` has resolved an ellipsis before this."""
+    """2 for each combination of all indices of two tensors; a sum over one tensor multiplies nothing."""
     if len(operation.inputs) == 1:
         return 0.0
     terms = operation.get_attr("equation").decode().partition("->")[0].split(",")
-    sizes: dict[str, int] = {}
+    sizes: dict[str | int, int] = {}
     for term, tensor in zip(terms, operation.inputs, strict=True):
-        for index, size in zip(term, _shape(tensor), strict=True):
+        before, _, after = term.partition("...")
+        # The axes of an ellipsis are numbered from the last, as they are broadcast.
+        hidden = range(len(before) + len(after) - len(tensor.shape), 0)
+        for index, size in zip([*before, *hidden, *after], _shape(tensor), strict=True):
             sizes[index] = max(size, sizes.get(index, 1))
     return 2.0 * math.prod(sizes.values())
 
