@@ -1,0 +1,86 @@
+"""What a user would pick instead of distloop, on the same task: the peers, and whether they have done the same.
+
+    with peers.started("fit_many", setup, dataset) as call:
+        losses = [call(1) for _ in range(10)]
+
+Imports no TensorFlow until a peer is started. docs/benchmarks/peers.md says what each peer is.
+"""
+
+import importlib.util
+import math
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from benchmarks.timing import Train
+from distloop.errors import UsageError
+
+# Relative. In float32, sums in another order differ by 1e-7, and ten steps make up to 1e-5 of it; with 16 bits
+# one rounding is 4e-3 (bfloat16) or 5e-4 (float16) of an activation, and its mean over a batch much less.
+TOLERANCE = {"float32": 1e-5, "mixed_bfloat16": 1e-2, "mixed_float16": 1e-2}
+
+
+def started(peer: str, setup: Any, dataset: Any) -> AbstractContextManager[Train]:
+    """Get a peer (a name of `cases.PEERS` but distloop) ready to train `setup.task`; its call is valid within.
+
+    `setup` is a `startup.Setup` whose state has not been trained; `dataset`, the distributed, endless dataset of its
+    batches. Raises UsageError if the peer is not installed, or if the settings ask for what only distloop does.
+    """
+    check_installed(peer)
+    from benchmarks import peer_fit, peer_loops, peer_orbit, peer_step
+
+    peer_step.check(setup, dataset)
+    start = {
+        "loop": peer_loops.one_step_a_call,
+        "loop_in_graph": peer_loops.many_steps_a_call,
+        "fit": peer_fit.one_step_an_execution,
+        "fit_many": peer_fit.many_steps_an_execution,
+        "orbit": peer_orbit.controller,
+    }
+    return start[peer](setup, dataset)
+
+
+def check_installed(peer: str) -> None:
+    """Raise UsageError if a package that `peer` needs is not installed."""
+    if peer != "orbit":
+        return
+    # Another project, of time series, has an `orbit` too.
+    if not (_is_there("orbit") and _is_there("orbit.standard_runner") and _is_there("tf_keras")):
+        raise UsageError(
+            "the peer orbit is not installed; pip install --no-deps 'tf-models-official==2.20.*' 'tf-keras==2.21.*' "
+            "(with their dependencies, most of which Orbit does not use, it would replace this TensorFlow)."
+        )
+
+
+def differences(losses: Mapping[str, Sequence[float]], precision: str) -> list[str]:
+    """Return a sentence for each peer whose losses after the same steps are not those of the first: do not compare it.
+
+    `losses` has the losses of the first steps by peer, of equal weights and batches.
+    """
+    (reference, expected), *others = losses.items()
+    tolerance, found = TOLERANCE[precision], []
+    for peer, values in others:
+        if len(values) != len(expected):
+            found.append(f"{peer} has the losses of {len(values)} steps and {reference} of {len(expected)}.")
+            continue
+        for step, (value, wanted) in enumerate(zip(values, expected, strict=True), 1):
+            if not math.isclose(value, wanted, rel_tol=tolerance):
+                found.append(
+                    f"{peer} has the loss {value:.8g} after step {step} where {reference} has {wanted:.8g}, which "
+                    f"differs by more than {tolerance:g}: they do not train alike, and their speeds cannot be compared."
+                )
+                break
+    return found
+
+
+def reason(error: BaseException) -> str:
+    """Return in one line why a peer has failed; TensorFlow tells it below pages of frames."""
+    text = str(error)
+    of_tensorflow = re.search(r"^\s*(?:\(\d+\) )?[A-Z_]+: +(.*)$", text, re.MULTILINE)
+    line = of_tensorflow[1] if of_tensorflow else next(filter(None, map(str.strip, text.splitlines())), "")
+    return f"{type(error).__name__}: {line}"
+
+
+def _is_there(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
