@@ -9,7 +9,7 @@ from typing import Any, final
 import keras
 
 from benchmarks.peer_step import forward, look, optimizer_of
-from benchmarks.peers import Call
+from benchmarks.timing import Train
 from distloop.errors import UsageError
 from distloop.startup import Setup
 from distloop.steps import separate_seeds
@@ -63,7 +63,7 @@ def _model(setup: Setup, dataset: Any) -> _Model:
 
 
 @contextmanager
-def one_step_an_execution(setup: Setup, dataset: Any) -> Iterator[Call]:
+def one_step_an_execution(setup: Setup, dataset: Any) -> Iterator[Train]:
     """Fit with `steps_per_execution` 1, the default."""
     model = _model(setup, dataset)
     with _fitting(model, dataset, lambda steps: None) as call:
@@ -71,7 +71,7 @@ def one_step_an_execution(setup: Setup, dataset: Any) -> Iterator[Call]:
 
 
 @contextmanager
-def many_steps_an_execution(setup: Setup, dataset: Any) -> Iterator[Call]:
+def many_steps_an_execution(setup: Setup, dataset: Any) -> Iterator[Train]:
     """Fit with `steps_per_execution` of `steps_per_call`, or of all the steps of a shorter call."""
     model = _model(setup, dataset)
     functions: dict[int, Any] = {}  # compiled for one number of steps each
@@ -94,7 +94,7 @@ def many_steps_an_execution(setup: Setup, dataset: Any) -> Iterator[Call]:
 
 
 @contextmanager
-def _fitting(model: keras.Model, dataset: Any, prepare: Callable[[int], None]) -> Iterator[Call]:
+def _fitting(model: keras.Model, dataset: Any, prepare: Callable[[int], None]) -> Iterator[Train]:
     """Fit in a thread, an epoch a call: one `fit` as long as calls have one length, so that its start is not measured.
 
     Each `fit` begins the data anew.

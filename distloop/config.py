@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from distloop.errors import UsageError, check_address
+from distloop.tasks import parse_arguments
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 STRATEGIES = ("auto", "default", "one_device", "mirrored", "multiworker", "tpu")
@@ -23,11 +24,15 @@ def _setting(default: Any, help_text: str, *, shapes_result: bool = True) -> Any
 class RunConfig:
     """Hold every setting of a run; `None` means what the help text says. Raises UsageError on values that cannot work.
 
-    Model hyper-parameters belong to the task, which receives this object: `make_task(config)`.
+    Hyper-parameters of a model are arguments of its task, in `task_args`: `make_task(config, layers=2)`.
     """
 
     task: str | None = _setting(
         None, "a task of the library, such as mnist_cnn, or your own: my_package.my_module:make_task"
+    )
+    task_args: str | None = _setting(
+        None,
+        "arguments of the task by name, such as layers=2,width=64; a value is a Python literal or a word, no comma",
     )
     workdir: str | None = _setting(
         None, "folder of this run: checkpoints, metrics and event files go there", shapes_result=False
@@ -110,6 +115,7 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
+        parse_arguments(self.task_args)
         if self.strategy not in STRATEGIES:
             raise UsageError(f"strategy is {self.strategy!r}; expected one of {', '.join(STRATEGIES)}.")
         if self.epochs is not None and self.train_steps is not None:

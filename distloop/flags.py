@@ -23,9 +23,11 @@ from distloop.say import say
 _LOOK_SECS = 0.5  # how often a follower looks whether the run has begun
 
 
-def define_config_flags() -> None:
-    """Define one flag for each field of `RunConfig`."""
+def define_config_flags(but: Sequence[str] = ()) -> None:
+    """Define one flag for each field of `RunConfig` that is not in `but`."""
     for setting in fields(RunConfig):
+        if setting.name in but:
+            continue
         define: Callable[..., Any] = flags.DEFINE_string
         if "bool" in str(setting.type):
             define = flags.DEFINE_boolean

@@ -12,7 +12,7 @@ from distloop.config import RunConfig
 from distloop.errors import UsageError
 from distloop.metrics import Metric
 from distloop.pipeline import Batch, Source
-from distloop.tasks import find
+from distloop.tasks import arguments_for, find
 
 _OWN_NAMES = ("step", "parts", "added", "averages")
 StepFn = Callable[["State", Batch], Mapping[str, Metric]]
@@ -143,7 +143,10 @@ def check_layers(state: State, *, replicas: int, jit_compile: bool) -> None:
 
 
 def load_task(name: str | None, config: RunConfig) -> Task:
-    """Import the task's module and return `make_task(config)`. Raises UsageError if either fails to give a Task."""
+    """Import the task's module and return `make_task(config, **task_args)`.
+
+    Raises UsageError if there is no Task to be had, and for arguments that it does not take.
+    """
     module, function = find(name)
     try:
         make_task = getattr(importlib.import_module(module), function, None)
@@ -154,7 +157,7 @@ def load_task(name: str | None, config: RunConfig) -> Task:
         ) from error
     if not callable(make_task):
         raise UsageError(f"task {name!r}: {module!r} has no function {function!r} to call.")
-    task = make_task(config)
+    task = make_task(config, **arguments_for(make_task, config.task_args))
     if not isinstance(task, Task):
         raise UsageError(f"task {name!r}: {function}(config) returned {type(task).__name__}; expected a distloop.Task.")
     return task

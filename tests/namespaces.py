@@ -50,6 +50,13 @@ class Host(NamedTuple):
         """Put the cable in."""
         _ip("-n", self.switch, "link", "set", self.port, "up")
 
+    def limit(self, bytes_per_second: float) -> None:
+        """Limit the rate of the cable, each way. Needs tc of iproute2 and the kernel's token bucket."""
+        # The queue is longer than what TCP sends ahead: what it loses it repeats after 0.2 s, which is no rate.
+        bucket = ("root", "tbf", "rate", f"{round(8 * bytes_per_second)}bit", "burst", "64kb", "limit", "64mb")
+        for namespace, device in ((self.namespace, "eth0"), (self.switch, self.port)):
+            _ip("netns", "exec", namespace, "tc", "qdisc", "replace", "dev", device, *bucket)
+
 
 @contextlib.contextmanager
 def hosts(count: int, *, ipv6: bool = False) -> Iterator[list[Host]]:

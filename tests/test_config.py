@@ -24,6 +24,13 @@ from distloop.errors import UsageError
         (dict(seed=-1), "seed is -1; expected a whole number from 0"),
         (dict(learning_rate=0.0), "learning_rate is 0.0; expected a number above 0"),
         (dict(learning_rate=math.nan), "learning_rate is nan"),
+        (
+            dict(task_args="layers"),
+            "task_args has 'layers'; expected name=value,name=value, such as layers=2,width=64.",
+        ),
+        (dict(task_args="layers=2,"), "task_args has ''; expected"),
+        (dict(task_args="shape=(2,3)"), "task_args has '3)'; expected"),
+        (dict(task_args="a=1,a=2"), "task_args gives 'a' twice; give each argument once."),
     ],
 )
 def test_settings_that_cannot_work_are_refused_with_a_sentence(settings, sentence):
@@ -42,6 +49,9 @@ def test_only_settings_that_shape_the_result_make_another_run():
     saved = RunConfig(seed=1, strategy="mirrored", replicas=4, workdir="here").to_dict()
     assert shaping_differences(RunConfig(seed=1, workdir="there", steps_per_call=7), saved) == []
     assert shaping_differences(RunConfig(seed=2), saved) == ["seed=1 there, 2 here"]
+    assert shaping_differences(RunConfig(seed=1, task_args="layers=2"), saved) == [
+        "task_args=None there, 'layers=2' here"
+    ]
 
 
 def test_a_default_that_is_written_out_is_the_same_run():

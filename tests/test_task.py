@@ -70,7 +70,10 @@ def test_a_missing_part_is_answered_with_those_that_are_there():
 
 
 def test_library_tasks_are_found_by_file_name_and_load():
-    assert names() == ["mnist_cnn", "mnist_tutorial"]
+    assert names() == [
+        *("bert_base", "bert_large", "dlrm_small", "gpt2_124m", "gpt_350m", "mnist_cnn", "mnist_tutorial", "null"),
+        *("resnet50", "vgg16", "vit_b16"),
+    ]
     for name in names():
         assert isinstance(load_task(name, RunConfig()), Task)
 
@@ -78,8 +81,8 @@ def test_library_tasks_are_found_by_file_name_and_load():
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        (None, "task is not given; expected one of mnist_cnn, mnist_tutorial, or your own as my_package"),
-        ("mnist_cn", "there is no task 'mnist_cn'; expected one of mnist_cnn,"),
+        (None, "task is not given; expected one of "),
+        ("mnist_cn", "there is no task 'mnist_cn'; expected one of "),
         ("nowhere.at_all:make_task", "there is no module 'nowhere' for the task"),
         ("tests.toy:", "expected my_package.my_module:make_task"),
         (".toy:make_task", "there is no module ''"),
@@ -89,6 +92,34 @@ def test_an_unknown_task_is_refused_before_anything_is_imported(name, sentence):
     with pytest.raises(UsageError) as refusal:
         find(name)
     assert sentence in str(refusal.value)
+
+
+def test_task_args_are_the_arguments_of_make_task(tmp_path, monkeypatch):
+    (tmp_path / "task_with_arguments.py").write_text(
+        "from distloop import State, Task\n"
+        "def make_task(config, *, layers=12, rate=0.1, pool='max', wide=False, depth=None):\n"
+        "    def build(): raise ValueError((layers, rate, pool, wide, depth))\n"
+        "    return Task(build, lambda state, batch: {}, dict)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for text, values in [
+        (None, (12, 0.1, "max", False, None)),
+        ("", (12, 0.1, "max", False, None)),
+        ("layers=2, pool=mean,wide=True", (2, 0.1, "mean", True, None)),
+        ("rate=1e-3,depth=4", (12, 0.001, "max", False, 4)),
+        ("rate=1,pool='a b'", (12, 1, "a b", False, None)),
+    ]:
+        task = load_task("task_with_arguments:make_task", RunConfig(task_args=text))
+        with pytest.raises(ValueError) as told:  # noqa: PT011
+            task.build()
+        assert told.value.args == (values,)
+    taken = "but the task takes layers=12, rate=0.1, pool='max', wide=False, depth=None."
+    for text in ("width=3", "layers=two", "layers=2.0", "wide=1", "pool=1"):
+        with pytest.raises(UsageError) as refusal:
+            load_task("task_with_arguments:make_task", RunConfig(task_args=text))
+        assert str(refusal.value).endswith(taken), text
+    with pytest.raises(UsageError, match="task_args has layers=2, but the task takes no arguments"):
+        load_task("mnist_cnn", RunConfig(task_args="layers=2"))
 
 
 @pytest.mark.parametrize("init", ["import not_installed", "def broken(:"])

@@ -1,0 +1,36 @@
+"""Steps that do one thing only: read a batch, or exchange gradients."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from distloop import metrics
+from distloop.metrics import Metric, divide, mean
+from distloop.scopes import current_step
+from distloop.task import Batch, State
+
+
+def read(_: State, batch: Batch) -> dict[str, Metric]:
+    """Wait for every feature of the batch."""
+    with tf.control_dependencies(tf.nest.flatten(batch, expand_composites=True)):
+        return {"weight": mean(tf.identity(batch["weight"]), tf.ones_like(batch["weight"]))}
+
+
+def exchange(state: State, batch: Batch) -> dict[str, Metric]:
+    """Sum what has the shapes of the gradients over all replicas, as `minimize` does: in the one reduction of the step.
+
+    The variables stand for their gradients: they lie on the device, and TensorFlow cannot know their sum.
+    """
+    step: Any = current_step()
+    carried = tf.concat([[tf.reduce_sum(batch["weight"])], step.riders], axis=0)
+    values = [tf.identity(variable.value) for variable in trainable_variables(state)]
+    values, carried = metrics.all_reduce_sum((values, carried))
+    step.reduced_riders = carried[1:]
+    with tf.control_dependencies(values):
+        return {"weight": Metric((tf.identity(carried[0]), tf.constant(1.0)), divide, reduced=True)}
+
+
+def trainable_variables(state: State) -> list[Any]:
+    """Return what the optimizers of the state update, in their order."""
+    optimizers = [part for part in state.parts.values() if hasattr(part, "_trainable_variables")]
+    return [variable for optimizer in optimizers for variable in optimizer._trainable_variables]

@@ -1,0 +1,117 @@
+"""Launches of cases in fresh processes: the facts and windows that they leave, or the sentence they ended with."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import records
+from benchmarks.cases import Case
+from benchmarks.results import Launch
+from benchmarks.timing import Timing
+
+_FILES_SECS = 60.0
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Say which hosts take part: the same command runs on each of them. No `names` is this host alone."""
+
+    names: Sequence[str] = ()
+    index: int = 0
+
+
+class Failed(NamedTuple):
+    """Say in a sentence why a launch has ended without numbers; with 64, the user can mend it."""
+
+    error: str
+    exit_code: int
+
+
+class Done(NamedTuple):
+    """Hold what a launch has found, and the command that repeats it."""
+
+    launch: Launch
+    argv: list[str]
+
+
+def launch(case: Case, timing: Timing, hosts: Hosts, folder: Path, *, limit_secs: float) -> Done | Failed:
+    """Measure a case once; the workers leave their numbers in `folder`, which all hosts share.
+
+    No process is left after `limit_secs`. Every host calls it and gets the same.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"rank_{rank}.json" for rank in range(case.workers)]
+    if hosts.index == 0:  # the others begin to measure only once this host takes part
+        for file in files:
+            file.unlink(missing_ok=True)
+    argv = command(case, timing, hosts, folder)
+    failed = _run(argv, limit_secs)
+    limit = time.monotonic() + _FILES_SECS
+    while failed is None and not all(file.is_file() for file in files):  # another host may be later
+        if time.monotonic() > limit:
+            failed = Failed("the workers of another host have left no numbers in the folder of --output.", 1)
+        time.sleep(0.05)
+    if failed is not None:
+        return failed
+    found = [json.loads(file.read_text()) for file in files]
+    windows = [{"rank": rank, **window} for rank, worker in enumerate(found) for window in worker["windows"]]
+    return Done(Launch(records.new_id(), _facts([worker["facts"] for worker in found]), windows), argv)
+
+
+def command(case: Case, timing: Timing, hosts: Hosts, folder: Path) -> list[str]:
+    """Return the command that measures a case on this host, its workers' numbers going to `folder`."""
+    request = json.dumps({"case": case.to_dict(), "timing": asdict(timing), "folder": str(folder)})
+    worker = [sys.executable, "-m", "benchmarks.worker", request]
+    if case.workers == 1:
+        return worker
+    of_hosts = [f"--hosts={','.join(hosts.names)}", f"--host_index={hosts.index}"] if hosts.names else []
+    per_host = case.workers // max(1, len(hosts.names))
+    launcher = ["-m", "launch.run", f"--workers={per_host}", "--max_restarts=0", "--console=all", *of_hosts]
+    return [sys.executable, *launcher, f"--logs_dir={folder / 'logs'}", "--", *worker]
+
+
+def _facts(of_workers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the facts of the first worker, with the most memory and the longest start of any."""
+    facts = of_workers[0]
+    for name in ("memory", "startup_s"):
+        keys = facts[name].keys()
+        facts[name] = {key: max((f[name][key] for f in of_workers), key=lambda value: value or 0) for key in keys}
+    facts["warnings"] = list(dict.fromkeys(warning for f in of_workers for warning in f["warnings"]))
+    return facts
+
+
+def _run(argv: list[str], limit_secs: float) -> Failed | None:
+    """Run a command; return None if it ended well. Its whole process group ends with it."""
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = process.wait(limit_secs)
+        except subprocess.TimeoutExpired:
+            return Failed(f"still running after {limit_secs:.0f} s, and killed; give more with --limit_secs.", -9)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if code == 0:
+            return None
+        output.seek(0)
+        return Failed(_last_words(output.read(), code), code)
+
+
+def _last_words(output: str, code: int) -> str:
+    """Return the last sentence that distloop said, else the last line, else the exit code."""
+    lines = [re.sub(r"^(\[rank \d+\] )+", "", line).strip() for line in output.splitlines()]
+    said = [line.removeprefix("distloop: ") for line in lines if line.startswith("distloop: ")]
+    errors = [line for line in lines if re.match(r"\w*(Error|Exception)\b", line)]
+    return (said or errors or [line for line in lines if line] or [f"it ended with exit code {code}."])[-1]

@@ -1,0 +1,67 @@
+"""Steps without one of their parts: what they are faster by is its cost. Only time counts, the numbers are wrong."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from unittest import mock
+
+import tensorflow as tf
+
+from distloop import gradients, metrics
+
+
+class Reduced(NamedTuple):
+    """Hold what the first reduction of a traced step carries, in bytes a replica."""
+
+    dense_bytes: int
+    sparse_bytes: int  # values and indices of rows
+    tensors: int
+
+
+@contextlib.contextmanager
+def reduction() -> Iterator[None]:
+    """Let steps that are traced in here exchange nothing: each replica trains by itself."""
+    with _replaced(metrics, "all_reduce_sum", lambda values: values):
+        yield
+
+
+@contextlib.contextmanager
+def update() -> Iterator[None]:
+    """Let steps that are traced in here compute and reduce gradients and apply none."""
+
+    def only_wait(optimizer: Any, found: Any, variables: Any) -> None:
+        # Without an operation that needs them, TensorFlow would not compute the gradients.
+        with tf.control_dependencies(tf.nest.flatten(found, expand_composites=True)):
+            optimizer.iterations.assign_add(1)
+
+    with mock.patch.object(gradients, "_apply", only_wait):
+        yield
+
+
+@contextlib.contextmanager
+def nothing(found: list[Reduced]) -> Iterator[None]:
+    """Append to `found` what each reduction carries that is traced in here."""
+    original = metrics.all_reduce_sum
+
+    def look(values: Any) -> Any:
+        gradients_of_step = values[0] if isinstance(values, tuple) else []
+        sparse = [g for g in gradients_of_step if isinstance(g, tf.IndexedSlices)]
+        dense = [g for g in gradients_of_step if not isinstance(g, tf.IndexedSlices)]
+        if gradients_of_step:
+            rows = [part for g in sparse for part in (g.values, g.indices)]
+            found.append(Reduced(_bytes(dense), _bytes(rows), len(gradients_of_step)))
+        return original(values)
+
+    with _replaced(metrics, "all_reduce_sum", look):
+        yield
+
+
+def _bytes(tensors: list[Any]) -> int:
+    return sum((tensor.shape.num_elements() or 0) * tensor.dtype.size for tensor in tensors)
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, function: Any) -> Iterator[None]:
+    # `gradients` has imported it by its name.
+    with mock.patch.object(module, name, function), mock.patch.object(gradients, name, function):
+        yield

@@ -1,0 +1,197 @@
+"""Launch all cases in turn, A B A B, write down all that is found, and conclude what it means."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks import breakdown, environment, modes, peaks, peers, records, results, statistics
+from benchmarks.cases import Case
+from benchmarks.launches import Done, Failed, Hosts, launch
+from benchmarks.modes import Wanted
+from benchmarks.timing import Timing
+from distloop.errors import UsageError
+
+
+class Asked(NamedTuple):
+    """Say how cases are launched."""
+
+    launches: int
+    timing: Timing
+    hosts: Hosts
+    folder: Path  # for what launches leave
+    limit_secs: float  # of one launch
+
+
+def run(
+    wanted: Sequence[Wanted], recorder: records.Recorder, asked: Asked, show: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Measure; return the result lines, those of the cases that only split a step among them.
+
+    A case that fails is not launched again; its result holds the error. `show` gets a line for each launch. Raises
+    UsageError for what the user can mend, unless it is a peer that does not have what the case asks for.
+    """
+    env = environment.collect()
+    recorder.write("env", **env)
+    all_cases = modes.unique(wanted)
+    done: dict[str, list[Done]] = {case.key: [] for case in all_cases}
+    failed: dict[str, Failed] = {}
+    for index in range(asked.launches):
+        for case in (case for case in all_cases if case.key not in failed):
+            began = time.perf_counter()
+            folder = asked.folder / f"{case.key}_{index}"
+            found = launch(case, asked.timing, asked.hosts, folder, limit_secs=asked.limit_secs)
+            if isinstance(found, Failed):
+                if found.exit_code == UsageError.exit_code and case.peer == "distloop":
+                    raise UsageError(found.error)
+                failed[case.key] = found
+                show(f"{name_of(case)}: {found.error}")
+                continue
+            done[case.key].append(found)
+            _write_launch(recorder, case, index, found, env["hash"])
+            step = np.median(results.step_ms(case, found.launch))
+            seconds = time.perf_counter() - began
+            show(f"{name_of(case)}: launch {index + 1} of {asked.launches}: {step:.4g} ms a step ({seconds:.0f} s)")
+    launches = {key: [one.launch for one in found] for key, found in done.items()}
+    errors = {key: found.error for key, found in failed.items()} | _who_does_something_else(all_cases, launches)
+    return conclude(wanted, launches, errors, recorder, env)
+
+
+def _who_does_something_else(all_cases: Sequence[Case], launches: dict[str, list[results.Launch]]) -> dict[str, str]:
+    """Return a sentence for each peer whose losses are not distloop's, by the key of its case; drop its launches."""
+    found = {}
+    for case in all_cases:
+        own = launches.get(replace(case, peer="distloop").key)
+        if case.peer == "distloop" or not own or not launches[case.key]:
+            continue
+        losses = {"distloop": own[0].facts["losses"], case.peer: launches[case.key][0].facts["losses"]}
+        differences = peers.differences(losses, str(case.settings.get("precision", "float32")))
+        if differences:
+            found[case.key] = differences[0]
+            launches[case.key] = []
+    return found
+
+
+def name_of(case: Case) -> str:
+    """Return a short name of a case for people."""
+    peer = "" if case.peer == "distloop" else f" by {case.peer}"
+    settings = "".join(f" {name}={value}" for name, value in case.settings.items())
+    size = f"{case.workers}x{case.replicas} replicas, batch {case.per_replica_batch}"
+    return f"{case.workload} {case.mode}{peer}, {size}{settings}"
+
+
+def _write_launch(recorder: records.Recorder, case: Case, index: int, done: Done, env: str) -> None:
+    recorder.write(
+        "run",
+        launch=done.launch.id,
+        index=index,
+        key=case.key,
+        case=case.to_dict(),
+        argv=done.argv,
+        seed=case.settings.get("seed", 0),
+        env=env,
+        facts=dict(done.launch.facts),
+        **environment.commit(),
+    )
+    for window in done.launch.windows:
+        recorder.write("window", launch=done.launch.id, **window)
+
+
+def conclude(
+    wanted: Sequence[Wanted],
+    launches: Mapping[str, Sequence[results.Launch]],
+    errors: Mapping[str, str],
+    recorder: records.Recorder,
+    env: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Write and return the results, each after what it is relative to, and write what they mean.
+
+    `launches` and `errors` are by the key of the case, `env` the fields of the env line.
+    """
+    written: dict[str, dict[str, Any]] = {}
+
+    def summarize(case: Case, parts: Any = None, baseline: Case | None = None) -> None:
+        if case.key in written:
+            return
+        found = launches[case.key]
+        precision = str(case.settings.get("precision", "float32"))
+        peak = found and peaks.find(env["hardware"]["device"], precision, case.total_replicas)
+        written[case.key] = recorder.write(
+            "result",
+            **results.summarize(
+                case,
+                found,
+                env=env["hash"],
+                peak=peak or None,
+                baseline=written.get(baseline.key) if baseline else None,
+                breakdown=parts,
+                error=errors.get(case.key),
+            ),
+        )
+
+    for one in sorted(wanted, key=lambda one: one.baseline is not None):
+        for companion in one.without.values():
+            summarize(companion)
+        summarize(one.case, _parts(one, launches, written), one.baseline)
+        result = written[one.case.key]
+        verdict = breakdown.judge(result)
+        if verdict:
+            recorder.write("verdict", key=one.case.key, **verdict._asdict())
+        if one.case.mode == "comm" and launches[one.case.key]:
+            recorder.write("comm_point", **_exchange(one.case, launches[one.case.key]))
+    return list(written.values())
+
+
+def _parts(
+    one: Wanted, launches: Mapping[str, Sequence[results.Launch]], written: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float | None] | None:
+    """Return the breakdown of a step, if its parts were measured."""
+    found = launches[one.case.key]
+    if not one.without or not found:
+        return None
+
+    def step_ms(case: Case | None) -> float | None:
+        result = case and written.get(case.key)
+        return result["step_ms"]["median"] if result and result["step_ms"] else None
+
+    step = statistics.interval([results.step_ms(one.case, launch) for launch in found]).median
+    gap = results.part_ms(one.case, found, "host_gap_s") or 0.0
+    overheads = [launch.facts["call_overhead_s"] for launch in found]
+    if None not in overheads:
+        calls = float(np.median([launch.facts["calls_per_step"] for launch in found]))
+        gap += 1e3 * float(np.median(overheads)) * calls
+    others = {
+        part: results.part_ms(one.case, found, f"{part}_s") for part in ("eval", "save") if one.case.mode == "e2e"
+    }
+    return breakdown.split(
+        step,
+        others=others,
+        input_wait_ms=results.part_ms(one.case, found, "input_wait_s"),
+        host_gap_ms=gap,
+        resident_ms=step if one.case.mode == "step" else step_ms(one.without.get("step")),
+        without_reduction_ms=step_ms(one.without.get("nocomm")),
+        without_update_ms=step_ms(one.without.get("noupdate")),
+    )
+
+
+def _exchange(case: Case, launches: Sequence[results.Launch]) -> dict[str, Any]:
+    """Return the fields of a comm_point: how long the replicas take to sum what has the size of the gradients."""
+    facts = launches[0].facts
+    size = facts["gradient_bytes"]["dense"] + facts["gradient_bytes"]["sparse"]
+    seconds = statistics.interval([[ms / 1e3 for ms in results.step_ms(case, launch)] for launch in launches])
+    replicas = case.total_replicas
+    return {
+        "launch": launches[0].id,
+        "key": case.key,
+        "what": "sweep" if case.workload == "null" else case.workload,
+        "bytes": size,
+        "tensors": facts["gradient_tensors"],
+        "replicas": replicas,
+        "hosts": facts["hosts"],
+        "seconds": seconds.to_dict(),
+        "algbw": size / seconds.median,
+        "busbw": size / seconds.median * 2 * (replicas - 1) / replicas,
+    }
