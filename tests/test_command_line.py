@@ -1,13 +1,11 @@
 """The launchers as a person uses them: real processes, their exit codes, what they print and what they leave."""
 
-import contextlib
 import json
 import os
 import pty
 import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -157,10 +155,7 @@ def test_a_terminal_shows_a_progress_bar(tmp_path):
         start_new_session=True,
     )
     os.close(terminal)
-    shown = b""
-    with contextlib.suppress(OSError):  # the end of a terminal is an error to read
-        while chunk := os.read(chief, 65536):
-            shown += chunk
+    shown = harness.read_terminal(chief)
     assert process.wait(timeout=60) == 0
     assert re.search(r"━.* \d+/40  loss \d\.\d+  [\d,]+ examples/s", shown.decode())
 
@@ -248,11 +243,7 @@ def test_a_killed_run_goes_on_to_the_same_bits_with_the_same_command(tmp_path):
     command = harness.supervised("-m", "distloop", *settings, f"--workdir={tmp_path / 'killed'}", workers=2)
     process = harness.start(command, fresh=True)
     checkpoints = tmp_path / "killed/checkpoints"
-    limit = time.monotonic() + 120
-    while not any(checkpoints.glob("step_*/checkpoint.json")):
-        assert time.monotonic() < limit
-        assert process.poll() is None
-        time.sleep(0.01)
+    harness.until(lambda: any(checkpoints.glob("step_*/checkpoint.json")), process, limit_secs=120)
     harness.kill(process)  # the launcher too: its workers must follow
     harness.finish(process)
     assert not (tmp_path / "killed/summary.json").exists()

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests import harness
+from tests.harness import until
 from tests.test_command_line import checkpoint, without_timing
 from tests.test_stopping import RUN, stopped_step
-from tests.test_supervisor import until
 
 
 def supervised(folder, *flags, **environment):

@@ -11,8 +11,8 @@ import pytest
 
 from tests import harness
 from tests.faults import Run
+from tests.harness import until
 from tests.run_files import differences, saved_steps
-from tests.test_supervisor import until
 
 # What is rehearsed, and what the report says of it: rank, exit code, and a part of what happened.
 FAULTS = {

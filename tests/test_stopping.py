@@ -11,6 +11,7 @@ import pytest
 from distloop.cluster import from_tf_config
 from distloop.lifecycle import Lifecycle
 from tests import harness, in_workers
+from tests.run_files import last_logged
 from tests.test_command_line import checkpoint, without_timing
 
 RUN = (
@@ -58,11 +59,7 @@ def started(folder, *flags):
     process = harness.start(
         ["-m", "distloop", "--task=tests.own_task:good", "--global_batch_size=4", *flags, f"--workdir={folder}"]
     )
-    limit = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").stat().st_size:
-        assert time.monotonic() < limit
-        assert process.poll() is None
-        time.sleep(0.02)
+    harness.until(lambda: last_logged(folder), process, limit_secs=120)
     return process
 
 
