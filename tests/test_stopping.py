@@ -1,5 +1,6 @@
 """Stopping well: SIGTERM at any moment ends all workers after one step, with a checkpoint to go on from exactly."""
 
+import functools
 import json
 import os
 import signal
@@ -25,6 +26,20 @@ def stopped_step(folder):
     return int(newest.name.removeprefix("step_"))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return the function that returns the run nobody stopped, for a number of workers."""
+
+    @functools.cache
+    def run(workers):
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        for code, out, err in harness.run_workers([*RUN, f"--workdir={folder}"], workers=workers):
+            assert code == 0, out + err
+        return folder
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("workers", "asked"),
     [
@@ -33,9 +48,7 @@ def stopped_step(folder):
         pytest.param(2, ["all", "1", "all", "0"], marks=pytest.mark.slow),
     ],
 )
-def test_a_stop_at_any_moment_is_agreed_and_the_resumed_run_is_the_one_nobody_stopped(tmp_path, workers, asked):
-    for code, out, err in harness.run_workers([*RUN, f"--workdir={tmp_path / 'whole'}"], workers=workers):
-        assert code == 0, out + err
+def test_a_stop_at_any_moment_is_agreed_and_the_resumed_run_is_the_one_nobody_stopped(tmp_path, whole, workers, asked):
     # Where each may stop: within a call of 5 steps, anywhere, in place of an evaluation, anywhere after a save.
     stops = [("step:2", {3, 4}), ("input:7", range(5, 12)), ("eval:12", {12}), ("save:16", range(17, 20))]
     for number, (moment, where) in enumerate(stops):
@@ -48,10 +61,10 @@ def test_a_stop_at_any_moment_is_agreed_and_the_resumed_run_is_the_one_nobody_st
         assert stopped_step(tmp_path / "run") in where
     for code, out, err in harness.run_workers([*RUN, f"--workdir={tmp_path / 'run'}"], workers=workers):
         assert code == 0, out + err
-    expected = checkpoint(tmp_path / "whole")
+    expected = checkpoint(whole(workers))
     for name, value in checkpoint(tmp_path / "run").items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
-    assert without_timing(tmp_path / "run") == without_timing(tmp_path / "whole")
+    assert without_timing(tmp_path / "run") == without_timing(whole(workers))
 
 
 def started(folder, *flags):
