@@ -232,30 +232,6 @@ def test_two_workers_write_event_files_by_the_chief_alone_and_equal_to_the_metri
     assert {tag for _, tag, _ in events(tmp_path / "train")} == {"loss", "epoch_loss", *TIMES}
 
 
-@pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bits_with_the_same_command(tmp_path):
-    settings = (*TOY, "--train_steps=400", "--steps_per_call=1", "--checkpoint_every_steps=70")
-    for code, out, err in harness.run_workers(
-        ["-m", "distloop", *settings, f"--workdir={tmp_path / 'whole'}"], workers=2
-    ):
-        assert code == 0, out + err
-
-    command = harness.supervised("-m", "distloop", *settings, f"--workdir={tmp_path / 'killed'}", workers=2)
-    process = harness.start(command, fresh=True)
-    checkpoints = tmp_path / "killed/checkpoints"
-    harness.until(lambda: any(checkpoints.glob("step_*/checkpoint.json")), process, limit_secs=120)
-    harness.kill(process)  # the launcher too: its workers must follow
-    harness.finish(process)
-    assert not (tmp_path / "killed/summary.json").exists()
-    code, out, err = harness.run(*command, fresh=True)
-    assert code == 0, out + err
-    assert "resumed after" in out
-    expected = checkpoint(tmp_path / "whole")
-    for name, value in checkpoint(tmp_path / "killed").items():
-        np.testing.assert_array_equal(value, expected[name], err_msg=name)
-    assert without_timing(tmp_path / "killed") == without_timing(tmp_path / "whole")
-
-
 def test_prepared_data_of_another_folder_is_read(tmp_path):
     code, out, err = harness.run(
         *("-m", "launch.train", "--task=mnist_cnn", f"--data_dir={SAMPLE_DIR}", "--train_steps=2"),

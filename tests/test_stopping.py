@@ -40,25 +40,25 @@ def whole(tmp_path_factory):
     return run
 
 
+# Where each may stop: within a call of 5 steps, anywhere, in place of an evaluation, anywhere after a save.
+STOPS = {"step:2": {3, 4}, "input:7": range(5, 12), "eval:12": {12}, "save:16": range(17, 20)}
+
+
 @pytest.mark.parametrize(
     ("workers", "asked"),
     [
-        (1, ["0", "0", "0", "0"]),
-        (2, ["1", "all", "1", "0"]),  # only worker 0 writes
-        pytest.param(2, ["all", "1", "all", "0"], marks=pytest.mark.slow),
+        (1, ["step:2:0", "input:7:0", "eval:12:0", "save:16:0"]),
+        (2, ["step:2:1", "input:7:all"]),
+        pytest.param(2, ["step:2:all", "input:7:1", "eval:12:1", "save:16:0"], marks=pytest.mark.slow),
     ],
 )
 def test_a_stop_at_any_moment_is_agreed_and_the_resumed_run_is_the_one_nobody_stopped(tmp_path, whole, workers, asked):
-    # Where each may stop: within a call of 5 steps, anywhere, in place of an evaluation, anywhere after a save.
-    stops = [("step:2", {3, 4}), ("input:7", range(5, 12)), ("eval:12", {12}), ("save:16", range(17, 20))]
-    for number, (moment, where) in enumerate(stops):
-        ended = harness.run_workers(
-            [*RUN, f"--workdir={tmp_path / 'run'}"], workers=workers, STOP=f"{moment}:{asked[number]}"
-        )
+    for stop in asked:
+        ended = harness.run_workers([*RUN, f"--workdir={tmp_path / 'run'}"], workers=workers, STOP=stop)
         for code, out, err in ended:
-            assert code == 143, (moment, out + err)
+            assert code == 143, (stop, out + err)
             assert "as asked, with a checkpoint; the same command goes on from there" in err
-        assert stopped_step(tmp_path / "run") in where
+        assert stopped_step(tmp_path / "run") in STOPS[stop.rpartition(":")[0]]
     for code, out, err in harness.run_workers([*RUN, f"--workdir={tmp_path / 'run'}"], workers=workers):
         assert code == 0, out + err
     expected = checkpoint(whole(workers))
