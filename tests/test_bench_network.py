@@ -1,13 +1,9 @@
 """The scaling model on real hosts: what it learns of two at one rate of the network, it tells of others."""
 
-import json
-import sys
-
 import pytest
 
-from benchmarks import fitting, records
+from benchmarks import records
 from benchmarks.points import of_records
-from tests import namespaces
 from tests.harness import finish
 
 pytestmark = pytest.mark.slow
