@@ -118,7 +118,7 @@ def conclude(
             return
         found = launches[case.key]
         precision = str(case.settings.get("precision", "float32"))
-        peak = found and peaks.find(env["hardware"]["device"], precision, case.total_replicas)
+        peak = found and peaks.find(env["hardware"]["device"], precision)
         written[case.key] = recorder.write(
             "result",
             **results.summarize(

@@ -78,7 +78,8 @@ def small(name, **settings):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in ("dlrm_small", "gpt2_124m") else pytest.param(name, marks=pytest.mark.slow) for name in SMALL]
+    "name",
+    [name if name in ("dlrm_small", "gpt2_124m") else pytest.param(name, marks=pytest.mark.slow) for name in SMALL],
 )
 def test_a_small_workload_learns_and_is_the_same_on_two_replicas(name, mirrored):
     found = []
@@ -143,9 +144,12 @@ def write_tfds(folder, name, text):
     """Write a prepared data set of one example of text."""
     features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
     split = tfds.core.SplitInfo(
-        name="train", shard_lengths=[1], num_bytes=len(text), filename_template=tfds.core.ShardedFileTemplate(
+        name="train",
+        shard_lengths=[1],
+        num_bytes=len(text),
+        filename_template=tfds.core.ShardedFileTemplate(
             data_dir=folder / name / "1.0.0", dataset_name=name, split="train", filetype_suffix="tfrecord"
-        )
+        ),
     )
     (folder / name / "1.0.0").mkdir(parents=True)
     with tf.io.TFRecordWriter(str(folder / name / "1.0.0" / f"{name}-train.tfrecord-00000-of-00001")) as writer:
