@@ -8,7 +8,10 @@ import numpy as np
 from benchmarks import statistics
 from benchmarks.cases import Case
 
-MFU = "FLOPs of an example (2 a multiply-add of the traced step) * examples a second / (devices * peak FLOPs a second of a device)"
+MFU = (
+    "FLOPs of an example (2 a multiply-add of the traced step) * examples a second / "
+    "(devices * peak FLOPs a second of a device)"
+)
 _STEADY = 0.05  # the halves of a steady launch differ by no more, relative
 _SAME_IN_ALL_LAUNCHES = ("params", "gradient_bytes", "unit", "units_per_example", "flops_per_example")
 

@@ -66,7 +66,10 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in ("bert_large", "gpt_350m") else name for name in PARAMETERS],
+)
 def test_a_workload_has_the_parameters_of_its_paper(name):
     with tf.Graph().as_default():  # where variables take no memory
         state = load_task(name, RunConfig()).build()
