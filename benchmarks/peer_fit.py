@@ -56,8 +56,8 @@ def _model(setup: Setup, dataset: Any) -> _Model:
     layers = [part for part in setup.state.parts.values() if isinstance(part, keras.Layer)]
     with setup.strategy.scope():
         model = _Model(layers, outputs, look(setup, dataset).parts[_LOSS_PARTS:])
-        # "auto" would pick XLA where it can.
-        model.compile(optimizer_of(setup), jit_compile=setup.config.jit_compile)
+        # Its default, "auto", would pick XLA where it can.
+        model.compile(optimizer_of(setup), jit_compile=setup.config.jit_compile)  # pyright: ignore[reportArgumentType]
     separate_seeds(setup.strategy, setup.state)
     return model
 
@@ -108,7 +108,14 @@ def _fitting(model: keras.Model, dataset: Any, prepare: Callable[[int], None]) -
             while steps:
                 prepare(steps)
                 epochs = _Calls(told, asked, steps)
-                model.fit(dataset, steps_per_epoch=steps, epochs=_ENDLESS, shuffle=False, verbose=0, callbacks=[epochs])
+                model.fit(
+                    dataset,
+                    steps_per_epoch=steps,
+                    epochs=_ENDLESS,
+                    shuffle=False,
+                    verbose=0,  # pyright: ignore[reportArgumentType] (typed as a string)
+                    callbacks=[epochs],
+                )
                 steps = epochs.next_steps
         except BaseException as error:
             told.put(error)

@@ -1,12 +1,16 @@
 """Small tasks on which the peers are compared with distloop, and how one of them trains."""
 
+import json
+import os
+import sys
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from benchmarks import peers
 from distloop import RunConfig, State, Task, mean, minimize, startup
-from distloop.cluster import Cluster
+from distloop.cluster import Cluster, from_tf_config
 from distloop.data import per_replica_batches
 from distloop.metrics import results
 from distloop.steps import separate_seeds
@@ -67,7 +71,7 @@ def regression_of_tokens(config: RunConfig) -> Task:
     return Task(build, train_step, lambda: TOKENS)
 
 
-def train(peer, task, calls, *, workers=None, **settings):
+def train(peer, task, calls, *, workers=None, dataset_of=lambda dataset: dataset, **settings):
     """Train from the same weights on the same batches; return the mean loss of each call, and the weights."""
     workers = workers or Cluster()
     config = RunConfig(**{"global_batch_size": 8, "steps_per_call": 3, **settings})
@@ -84,7 +88,23 @@ def train(peer, task, calls, *, workers=None, **settings):
         dataset = strategy.distribute_datasets_from_function(
             lambda context: per_replica_batches(stream, context, first_step=0)
         )
-        with peers.started(peer, setup, dataset) as call:
+        with peers.started(peer, setup, dataset_of(dataset)) as call:
             losses = [call(steps) for steps in calls]
     model = {name: value.numpy() for name, value in named_variables(setup.state).items() if name.startswith("model/")}
     return losses, {name: value for name, value in model.items() if "seed" not in name}
+
+
+def main():
+    """Train each peer that is named on a worker's command line; print a line of JSON for each."""
+    workers = from_tf_config(os.environ["TF_CONFIG"])
+    for peer in sys.argv[1:]:
+        try:
+            losses, weights = train(peer, classifier, (6, 6), workers=workers)
+            found = {"losses": losses, "weights": {name: value.tolist() for name, value in weights.items()}}
+        except Exception as error:
+            found = {"error": peers.reason(error)}
+        print(json.dumps({"peer": peer, **found}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
