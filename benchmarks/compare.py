@@ -112,8 +112,8 @@ def _print(base: Run, new: Run, pairs: Sequence[Pair], tolerance: float) -> None
     for pair in pairs:
         table.add_row(
             pair.case.name,
-            " and ".join(map(str, pair.launches)),
-            *(f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}" for value in pair.throughput),
+            ", ".join(map(str, pair.launches)),
+            *map(_number, pair.throughput),
             _text(pair.ratio),
             "" if pair.ratio.p is None else f"{pair.ratio.p:.2g}",
             _verdict(pair),
@@ -122,14 +122,15 @@ def _print(base: Run, new: Run, pairs: Sequence[Pair], tolerance: float) -> None
     table.add_section()
     table.add_row("geometric mean", "", "", "", _text(statistics.geometric_mean([pair.ratio for pair in pairs])))
     console.print(table)
-    others = _table("case", *(title for title, _ in _UNITS.values()))
+    measured = {name: unit for name, unit in _UNITS.items() if any(any(pair.others[name]) for pair in pairs)}
+    others = _table("case", *(title for title, _ in measured.values()))
     for pair in pairs:
-        others.add_row(pair.case.name, *(_change(pair.others[name], unit) for name, (_, unit) in _UNITS.items()))
+        others.add_row(pair.case.name, *(_change(pair.others[name], unit) for name, (_, unit) in measured.items()))
     console.print(others)
     for name, reason in unmatched(base, new).items():
         console.print(f"{name}: {reason}", markup=False, soft_wrap=True)
     console.print(
-        f"Throughput and its 95 % interval; the same is within {tolerance:.1%}. p: Mann and Whitney, of the launches.",
+        f"Throughput and its 95 % interval; the same is within {tolerance:.2%}. p: Mann and Whitney, of the launches.",
         soft_wrap=True,
     )
 
@@ -178,7 +179,11 @@ def _verdict(pair: Pair) -> str:
 
 
 def _change(values: tuple[float | None, float | None], unit: float) -> str:
-    return " to ".join("?" if value is None else f"{value * unit:,.4g}" for value in values) if any(values) else ""
+    return " → ".join("?" if value is None else _number(value * unit) for value in values)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 if __name__ == "__main__":

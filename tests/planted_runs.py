@@ -35,11 +35,11 @@ def step_ms(rng, launches, *, windows=40, mean=10.0, launch_cv=0.01, window_cv=0
     return (mean * speeds * (1 + window_cv * noise.T)).tolist()
 
 
-def launches_of(steps, name="l", steps_per_window=10):
+def launches_of(steps, name="launch", steps_per_window=10):
     """Return launches of one worker, one for each row of milliseconds a step."""
     return [
         results.Launch(
-            f"{name}{number}",
+            f"{name}_{number}",
             FACTS,
             [
                 {
@@ -59,7 +59,7 @@ def launches_of(steps, name="l", steps_per_window=10):
 
 def write(recorder, case, steps, *, env=ENV, **more):
     """Write the lines of one case."""
-    launches = launches_of(steps)
+    launches = launches_of(steps, case.key)
     for launch in launches:
         for window in launch.windows:
             recorder.write("window", launch=launch.id, **window)
