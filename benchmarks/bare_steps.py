@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from distloop import metrics
@@ -32,5 +33,5 @@ def exchange(state: State, batch: Batch) -> dict[str, Metric]:
 
 def trainable_variables(state: State) -> list[Any]:
     """Return what the optimizers of the state update, in their order."""
-    optimizers = [part for part in state.parts.values() if hasattr(part, "_trainable_variables")]
+    optimizers = [part for part in state.parts.values() if isinstance(part, keras.optimizers.Optimizer)]
     return [variable for optimizer in optimizers for variable in optimizer._trainable_variables]

@@ -12,7 +12,7 @@ from distloop.say import say
 
 def define(kind: Callable[..., Any], name: str, default: Any, help_text: str, **more: Any) -> None:
     """Define a flag that --help shows: `define(flags.DEFINE_integer, "launches", 5, "...")`."""
-    kind(name, default, help_text, **more)
+    kind(name, default=default, help=help_text, **more)
     # --help lists the flags of the script and not those of the modules it imports.
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,13 +18,15 @@ from benchmarks.cases import Case
 from benchmarks.results import Launch
 from benchmarks.timing import Timing
 
+_FILES_SECS = 60.0
+
 
 @dataclass(frozen=True)
 class Hosts:
-    """Say which hosts take part; the same command runs on each of them, and `names` is empty for one host."""
+    """Say which hosts take part: the same command runs on each of them. No `names` is this host alone."""
 
     names: Sequence[str] = ()
-    index: int | None = None
+    index: int = 0
 
 
 class Failed(NamedTuple):
@@ -41,17 +44,25 @@ class Done(NamedTuple):
 
 
 def launch(case: Case, timing: Timing, hosts: Hosts, folder: Path, *, limit_secs: float) -> Done | Failed:
-    """Measure a case once. Workers on several hosts must share `folder`. No process is left after `limit_secs`."""
-    shared = folder / f"launch_{case.key}_{len(list(folder.glob(f'launch_{case.key}_*')))}" if hosts.names else None
-    with tempfile.TemporaryDirectory(prefix="distloop_bench_") as own:
-        place = shared or Path(own)
-        place.mkdir(exist_ok=True)
-        argv = command(case, timing, hosts, place)
-        failed = _run(argv, limit_secs)
-        if failed is not None:
-            return failed
-        files = [place / f"rank_{rank}.json" for rank in range(case.workers)]
-        found = [json.loads(file.read_text()) for file in files]
+    """Measure a case once; the workers leave their numbers in `folder`, which all hosts share.
+
+    No process is left after `limit_secs`. Every host calls it and gets the same.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"rank_{rank}.json" for rank in range(case.workers)]
+    if hosts.index == 0:  # the others begin to measure only once this host takes part
+        for file in files:
+            file.unlink(missing_ok=True)
+    argv = command(case, timing, hosts, folder)
+    failed = _run(argv, limit_secs)
+    limit = time.monotonic() + _FILES_SECS
+    while failed is None and not all(file.is_file() for file in files):  # another host may be later
+        if time.monotonic() > limit:
+            failed = Failed("the workers of another host have left no numbers in the folder of --output.", 1)
+        time.sleep(0.05)
+    if failed is not None:
+        return failed
+    found = [json.loads(file.read_text()) for file in files]
     windows = [{"rank": rank, **window} for rank, worker in enumerate(found) for window in worker["windows"]]
     return Done(Launch(records.new_id(), _facts([worker["facts"] for worker in found]), windows), argv)
 
@@ -62,8 +73,7 @@ def command(case: Case, timing: Timing, hosts: Hosts, folder: Path) -> list[str]
     worker = [sys.executable, "-m", "benchmarks.worker", request]
     if case.workers == 1:
         return worker
-    of_hosts = [f"--hosts={','.join(hosts.names)}"] if hosts.names else []
-    of_hosts += [] if hosts.index is None else [f"--host_index={hosts.index}"]
+    of_hosts = [f"--hosts={','.join(hosts.names)}", f"--host_index={hosts.index}"] if hosts.names else []
     per_host = case.workers // max(1, len(hosts.names))
     launcher = ["-m", "launch.run", f"--workers={per_host}", "--max_restarts=0", "--console=all", *of_hosts]
     return [sys.executable, *launcher, f"--logs_dir={folder / 'logs'}", "--", *worker]

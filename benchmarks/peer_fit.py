@@ -7,10 +7,9 @@ from queue import SimpleQueue
 from typing import Any, final
 
 import keras
-import tensorflow as tf
 
-from benchmarks.peer_step import correction, forward, look, optimizer_of, share_of_loss
-from benchmarks.peers import Call
+from benchmarks.peer_step import forward, look, optimizer_of
+from benchmarks.timing import Train
 from distloop.errors import UsageError
 from distloop.startup import Setup
 from distloop.steps import separate_seeds
@@ -49,27 +48,22 @@ class _Model(keras.Model):
 
 
 def _model(setup: Setup, dataset: Any) -> _Model:
-    replicas = setup.strategy.num_replicas_in_sync
-
     def outputs(batch: Batch) -> Any:
         found = forward(setup, batch)
-        share = share_of_loss(found, replicas, setup.config.global_batch_size)
-        if not found.is_per_example and replicas > 1:
-            share *= correction(found.metrics["loss"].parts[1], replicas)
         parts = [part for metric in found.metrics.values() for part in metric.parts]
-        return share, parts[_LOSS_PARTS:]
+        return found.share, parts[_LOSS_PARTS:]
 
     layers = [part for part in setup.state.parts.values() if isinstance(part, keras.Layer)]
     with setup.strategy.scope():
         model = _Model(layers, outputs, look(setup, dataset).parts[_LOSS_PARTS:])
-        # "auto" would pick XLA where it can.
-        model.compile(optimizer_of(setup), jit_compile=setup.config.jit_compile)
+        # Its default, "auto", would pick XLA where it can.
+        model.compile(optimizer_of(setup), jit_compile=setup.config.jit_compile)  # pyright: ignore[reportArgumentType]
     separate_seeds(setup.strategy, setup.state)
     return model
 
 
 @contextmanager
-def one_step_an_execution(setup: Setup, dataset: Any) -> Iterator[Call]:
+def one_step_an_execution(setup: Setup, dataset: Any) -> Iterator[Train]:
     """Fit with `steps_per_execution` 1, the default."""
     model = _model(setup, dataset)
     with _fitting(model, dataset, lambda steps: None) as call:
@@ -77,7 +71,7 @@ def one_step_an_execution(setup: Setup, dataset: Any) -> Iterator[Call]:
 
 
 @contextmanager
-def many_steps_an_execution(setup: Setup, dataset: Any) -> Iterator[Call]:
+def many_steps_an_execution(setup: Setup, dataset: Any) -> Iterator[Train]:
     """Fit with `steps_per_execution` of `steps_per_call`, or of all the steps of a shorter call."""
     model = _model(setup, dataset)
     functions: dict[int, Any] = {}  # compiled for one number of steps each
@@ -100,7 +94,7 @@ def many_steps_an_execution(setup: Setup, dataset: Any) -> Iterator[Call]:
 
 
 @contextmanager
-def _fitting(model: keras.Model, dataset: Any, prepare: Callable[[int], None]) -> Iterator[Call]:
+def _fitting(model: keras.Model, dataset: Any, prepare: Callable[[int], None]) -> Iterator[Train]:
     """Fit in a thread, an epoch a call: one `fit` as long as calls have one length, so that its start is not measured.
 
     Each `fit` begins the data anew.
@@ -114,7 +108,14 @@ def _fitting(model: keras.Model, dataset: Any, prepare: Callable[[int], None]) -
             while steps:
                 prepare(steps)
                 epochs = _Calls(told, asked, steps)
-                model.fit(dataset, steps_per_epoch=steps, epochs=_ENDLESS, shuffle=False, verbose=0, callbacks=[epochs])
+                model.fit(
+                    dataset,
+                    steps_per_epoch=steps,
+                    epochs=_ENDLESS,
+                    shuffle=False,
+                    verbose=0,  # pyright: ignore[reportArgumentType] (typed as a string)
+                    callbacks=[epochs],
+                )
                 steps = epochs.next_steps
         except BaseException as error:
             told.put(error)
@@ -150,4 +151,4 @@ class _Calls(keras.callbacks.Callback):
         self._told.put(float(logs["loss"]))
         self.next_steps = self._asked.get()
         if self.next_steps != self._steps:
-            self.model.stop_training = True
+            self.model.stop_training = True  # pyright: ignore[reportOptionalMemberAccess]

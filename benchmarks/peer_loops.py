@@ -7,13 +7,13 @@ from typing import Any
 import tensorflow as tf
 
 from benchmarks.peer_step import take_mean_loss, training
-from benchmarks.peers import Call
+from benchmarks.timing import Train
 from distloop.data import untuned
 from distloop.startup import Setup
 
 
 @contextmanager
-def one_step_a_call(setup: Setup, dataset: Any) -> Iterator[Call]:
+def one_step_a_call(setup: Setup, dataset: Any) -> Iterator[Train]:
     """Run one step a compiled call: the batch is taken in the graph, and nothing is read back until the last step."""
     replica_step, sums = training(setup, dataset)
     with untuned():
@@ -33,7 +33,7 @@ def one_step_a_call(setup: Setup, dataset: Any) -> Iterator[Call]:
 
 
 @contextmanager
-def many_steps_a_call(setup: Setup, dataset: Any) -> Iterator[Call]:
+def many_steps_a_call(setup: Setup, dataset: Any) -> Iterator[Train]:
     """Run up to `steps_per_call` steps in one compiled call, which is traced once for any number of steps."""
     replica_step, sums = training(setup, dataset)
     with untuned():

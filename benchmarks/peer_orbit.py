@@ -1,6 +1,7 @@
 """Orbit's `Controller` with a `StandardTrainer`: https://github.com/tensorflow/models/tree/master/orbit."""
 
 import contextlib
+import importlib
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +11,14 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.peer_step import training
-from benchmarks.peers import Call
+from benchmarks.timing import Train
 from distloop.startup import Setup
 
 
 @contextmanager
-def controller(setup: Setup, dataset: Any) -> Iterator[Call]:
+def controller(setup: Setup, dataset: Any) -> Iterator[Train]:
     """Train in inner loops of `steps_per_call` steps, each one compiled call; writes neither checkpoint nor summary."""
-    import orbit  # an extra
-
+    orbit: Any = importlib.import_module("orbit")  # which not everyone has
     replica_step, sums = training(setup, dataset)
     losses = np.zeros(2)
 

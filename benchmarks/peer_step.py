@@ -27,9 +27,9 @@ _FOLLOWED = (
 class Forward(NamedTuple):
     """Hold what a replica found on its way to the gradients."""
 
-    metrics: dict[str, Metric]  # the loss first, as sum and count of this replica
-    is_per_example: bool  # the loss counts examples, not tokens
-    variables: Sequence[keras.Variable]
+    share: tf.Tensor  # what it adds to the mean loss of the global batch
+    metrics: dict[str, Metric]  # its own sums and counts; the loss comes first
+    variables: Sequence[keras.Variable]  # what `minimize` was to update
 
 
 class Layout(NamedTuple):
@@ -37,7 +37,6 @@ class Layout(NamedTuple):
 
     parts: list[str]  # the metrics' parts by name
     size: int  # of all of them together
-    is_per_example: bool
     variables: Sequence[keras.Variable]
 
 
@@ -73,9 +72,9 @@ class _Handed(BaseException):  # not an Exception: it passes through the user's 
 
 
 def forward(setup: Setup, batch: Batch) -> Forward:
-    """Evaluate the loss function that the task's train step gives to `minimize`. Replica context; reduces nothing.
+    """Evaluate the loss function that the task's train step gives to `minimize`. Replica context.
 
-    The step runs up to its call of `minimize`, so that no peer has a loss of its own. Its `transform` is not seen.
+    The step runs up to its call of `minimize`, so that no peer has a loss of its own. A `transform` is not seen.
     """
 
     def stop(loss_fn: Any, batch: Batch, variables: Any, *, penalty: Any, **_: Any) -> None:
@@ -90,11 +89,14 @@ def forward(setup: Setup, batch: Batch) -> Forward:
         raise UsageError("the task's train step does not call minimize; the peers train tasks that do.")
     result = loss_fn(batch)
     losses, extra = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
-    is_per_example = not isinstance(losses, Metric)
-    total, count = (mean(losses, batch["weight"]) if is_per_example else losses).parts
+    total, count = (losses if isinstance(losses, Metric) else mean(losses, batch["weight"])).parts
     if penalty is not None:
         total += tf.cast(penalty(), tf.float32) * count
-    return Forward({"loss": Metric((total, count), divide), **extra}, is_per_example, variables)
+    if isinstance(losses, Metric):  # replicas need not have equally many tokens
+        divisor = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, count)
+    else:  # as tf.nn.compute_average_loss
+        divisor = float(setup.config.global_batch_size)
+    return Forward(total / divisor, {"loss": Metric((total, count), divide), **extra}, variables)
 
 
 def look(setup: Setup, dataset: Any) -> Layout:
@@ -102,28 +104,13 @@ def look(setup: Setup, dataset: Any) -> Layout:
     found: list[Layout] = []
 
     def note(batch: Batch) -> None:
-        metrics, is_per_example, variables = forward(setup, batch)
+        _, metrics, variables = forward(setup, batch)
         parts = [f"{name}_{index}" for name, metric in metrics.items() for index in range(len(metric.parts))]
-        found.append(Layout(parts, pack(metrics).shape[0] or 0, is_per_example, variables))
+        found.append(Layout(parts, pack(metrics).shape[0] or 0, variables))
 
     traced: Any = tf.function(lambda batch: setup.strategy.run(note, args=(batch,)), autograph=False)
     traced.get_concrete_function(dataset.element_spec)
     return found[0]
-
-
-def share_of_loss(forward: Forward, replicas: int, global_batch_size: int) -> tf.Tensor:
-    """Return what a replica adds to the mean loss of the global batch, if all count as much as this one.
-
-    Per-example losses are divided by the size of the global batch, as `tf.nn.compute_average_loss` does.
-    """
-    total, count = forward.metrics["loss"].parts
-    return total / float(global_batch_size) if forward.is_per_example else total / (count * replicas)
-
-
-def correction(count: tf.Tensor, replicas: int) -> tf.Tensor:
-    """Return what a replica's share of a loss over `count` tokens is to be multiplied by: for they have not equally many."""
-    context = tf.distribute.get_replica_context()
-    return count * replicas / context.all_reduce(tf.distribute.ReduceOp.SUM, count)
 
 
 class Training(NamedTuple):
@@ -136,11 +123,10 @@ class Training(NamedTuple):
 def training(setup: Setup, dataset: Any) -> Training:
     """Return the textbook step: forward, backward, `optimizer.apply`, which reduces, and a sum of the metrics.
 
-    As good as it can be written: metrics stay on their replica until they are read, XLA compiles the whole step where
-    there is one device, else forward and backward, as collectives cannot be compiled with them.
+    As good as it can be written: metrics stay on their replica until they are read; XLA compiles the whole step where
+    there is one device, else forward and backward, since collectives cannot be compiled with them.
     """
-    strategy, config = setup.strategy, setup.config
-    replicas = strategy.num_replicas_in_sync
+    strategy, jit_compile = setup.strategy, setup.config.jit_compile
     optimizer = optimizer_of(setup)
     layout = look(setup, dataset)
     separate_seeds(strategy, setup.state)
@@ -155,25 +141,20 @@ def training(setup: Setup, dataset: Any) -> Training:
     def local(batch: Batch) -> tuple[Any, tf.Tensor]:
         with tf.GradientTape() as tape:
             found = forward(setup, batch)
-            share = share_of_loss(found, replicas, config.global_batch_size)
-            scaled = optimizer.scale_loss(share)
+            scaled = optimizer.scale_loss(found.share)
         return tape.gradient(scaled, [variable.value for variable in layout.variables]), pack(found.metrics)
 
     alone = strategy is tf.distribute.get_strategy()
 
     def replica_step(batch: Batch) -> None:
         # Made anew for each replica, whose own variables it reads.
-        compiled = tf.function(local, jit_compile=True, autograph=False) if config.jit_compile and not alone else local
+        compiled = tf.function(local, jit_compile=True, autograph=False) if jit_compile and not alone else local
         found, packed = compiled(batch)
-        if not layout.is_per_example and replicas > 1:
-            factor = correction(packed[1], replicas)
-            found = [gradient if gradient is None else _times(gradient, factor) for gradient in found]
         optimizer.apply(found, layout.variables)
         sums.assign_add(packed)
 
-    if config.jit_compile and alone:
-        return Training(tf.function(replica_step, jit_compile=True, autograph=False), sums)
-    return Training(replica_step, sums)
+    whole = tf.function(replica_step, jit_compile=True, autograph=False) if jit_compile and alone else replica_step
+    return Training(whole, sums)
 
 
 def take_mean_loss(sums: tf.Variable) -> float:
@@ -181,10 +162,3 @@ def take_mean_loss(sums: tf.Variable) -> float:
     total, count, *_ = sums.numpy().tolist()
     sums.assign(tf.zeros_like(sums))
     return total / count
-
-
-def _times(gradient: Any, factor: tf.Tensor) -> Any:
-    factor = tf.cast(factor, gradient.dtype)
-    if isinstance(gradient, tf.IndexedSlices):
-        return tf.IndexedSlices(gradient.values * factor, gradient.indices, gradient.dense_shape)
-    return gradient * factor

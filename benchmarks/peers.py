@@ -8,21 +8,20 @@ Imports no TensorFlow until a peer is started. docs/benchmarks/peers.md says wha
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from benchmarks.timing import Train
 from distloop.errors import UsageError
-
-# Runs that many steps, waits for the devices, and returns the mean loss of these steps.
-Call = Callable[[int], float]
 
 # Relative. In float32, sums in another order differ by 1e-7, and ten steps make up to 1e-5 of it; with 16 bits
 # one rounding is 4e-3 (bfloat16) or 5e-4 (float16) of an activation, and its mean over a batch much less.
 TOLERANCE = {"float32": 1e-5, "mixed_bfloat16": 1e-2, "mixed_float16": 1e-2}
 
 
-def started(peer: str, setup: Any, dataset: Any) -> AbstractContextManager[Call]:
+def started(peer: str, setup: Any, dataset: Any) -> AbstractContextManager[Train]:
     """Get a peer (a name of `cases.PEERS` but distloop) ready to train `setup.task`; its call is valid within.
 
     `setup` is a `startup.Setup` whose state has not been trained; `dataset`, the distributed, endless dataset of its
@@ -73,6 +72,14 @@ def differences(losses: Mapping[str, Sequence[float]], precision: str) -> list[s
                 )
                 break
     return found
+
+
+def reason(error: BaseException) -> str:
+    """Return in one line why a peer has failed; TensorFlow tells it below pages of frames."""
+    text = str(error)
+    of_tensorflow = re.search(r"^\s*(?:\(\d+\) )?[A-Z_]+: +(.*)$", text, re.MULTILINE)
+    line = of_tensorflow[1] if of_tensorflow else next(filter(None, map(str.strip, text.splitlines())), "")
+    return f"{type(error).__name__}: {line}"
 
 
 def _is_there(module: str) -> bool:

@@ -7,6 +7,7 @@ python -m benchmarks.run --mode=peers --workload=mnist_cnn
 
 import ast
 import itertools
+import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import datetime, timezone
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from rich.console import Console
+from rich.table import Table
 
-from benchmarks import cases, command, modes, records, runner
+from benchmarks import breakdown, cases, command, modes, records, runner, tables
 from benchmarks.launches import Hosts
 from benchmarks.timing import Timing
 from distloop import tasks
@@ -49,7 +52,7 @@ def define_flags() -> None:
     define(flags.DEFINE_float, "warmup_secs", 20.0, "longest warm-up", lower_bound=0)
     define(flags.DEFINE_float, "limit_secs", 900.0, "longest launch, all in all", lower_bound=0)
     define(flags.DEFINE_list, "hosts", [], "names of all hosts, as for launch.run; run the same command on each")
-    define(flags.DEFINE_integer, "host_index", None, "which of --hosts this is, from 0 (default: found by its name)")
+    define(flags.DEFINE_integer, "host_index", None, "which of --hosts this is, from 0")
     define(flags.DEFINE_string, "output", None, "folder for the records (default: a new one in benchmark_runs)")
     define_config_flags(but=_NOT_SETTINGS)
 
@@ -72,20 +75,55 @@ def main(arguments: Sequence[str]) -> int:
         vary=dict(_variation(text) for text in values.vary),
         comm_bytes=[round(_number(text, "comm_bytes")) for text in values.comm_bytes],
     )
+    hosts = _hosts(wanted)
     now = datetime.now(timezone.utc).strftime("%Y%m%d_%H%M%S")
-    folder = Path(values.output or f"benchmark_runs/{now}_{values.mode}")
-    folder.mkdir(parents=True, exist_ok=True)
+    output = Path(values.output or f"benchmark_runs/{now}_{values.mode}")
+    output.mkdir(parents=True, exist_ok=True)
     run = records.new_id()
-    recorder = records.Recorder(folder / f"{run}.jsonl", run)
-    asked = runner.Asked(
-        values.launches,
-        Timing(values.windows, values.window_secs, values.warmup_secs),
-        Hosts(values.hosts, values.host_index),
-        values.limit_secs,
-    )
-    found = runner.run(wanted, recorder, asked, lambda line: print(line, flush=True))
-    print(f"records: {recorder.path}\nreport:  python -m benchmarks.report {folder}")
+    with tempfile.TemporaryDirectory(prefix="distloop_bench_") as own:
+        # The first host writes the records; all leave their numbers where it finds them.
+        recorder = records.Recorder((Path(own) if hosts.index else output) / f"{run}.jsonl", run)
+        asked = runner.Asked(
+            values.launches,
+            Timing(values.windows, values.window_secs, values.warmup_secs),
+            hosts,
+            output / "launches" if hosts.names else Path(own),
+            values.limit_secs,
+        )
+        found = runner.run(wanted, recorder, asked, lambda line: print(line, flush=True))
+    _show(found, {case.key for case in (one.case for one in wanted)})
+    print(f"records: {output / run}.jsonl\nreport:  python -m benchmarks.report {output}")
     return int(any(result["error"] for result in found if values.mode != "peers"))
+
+
+def _show(found: Sequence[dict[str, Any]], wanted: set[str]) -> None:
+    """Print what was asked for: how fast, and what bounds it."""
+    table = Table("what", "units/s", "95 % interval", "ms a step", "bound by")
+    for result in (result for result in found if result["key"] in wanted):
+        what = tables.label(result["case"])
+        if result["error"]:
+            table.add_row(what, "failed", result["error"])
+            continue
+        rate, verdict = result["throughput"], breakdown.judge(result)
+        interval = f"{tables.number(rate['low'])} to {tables.number(rate['high'])}"
+        step = tables.number(result["step_ms"]["median"])
+        table.add_row(what, tables.number(rate["median"]), interval, step, verdict.bound if verdict else "")
+    Console().print(table)
+
+
+def _hosts(wanted: Sequence[modes.Wanted]) -> Hosts:
+    names, index = flags.FLAGS.hosts, flags.FLAGS.host_index
+    if not names:
+        return Hosts()
+    if index not in range(len(names)) or flags.FLAGS.output is None:
+        raise UsageError(
+            f"hosts names {len(names)} hosts; give each its --host_index, from 0, and all the same --output, a folder "
+            "that they share."
+        )
+    for case in modes.unique(wanted):
+        if case.workers % len(names):
+            raise UsageError(f"{case.workers} workers cannot be shared by {len(names)} hosts; give a multiple.")
+    return Hosts(names, index)
 
 
 def _settings() -> dict[str, Any]:
@@ -116,7 +154,7 @@ def _value(text: str, kind: str) -> Any:
     try:
         value = ast.literal_eval(text)
     except (SyntaxError, ValueError):
-        raise UsageError(f"vary has the value {text!r}; expected a {kind}.") from None
+        raise UsageError(f"vary has the value {text!r}; expected a number, as for the flag.") from None
     return bool(value) if "bool" in kind else value
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ class Asked(NamedTuple):
     launches: int
     timing: Timing
     hosts: Hosts
+    folder: Path  # for what launches leave
     limit_secs: float  # of one launch
 
 
@@ -40,7 +42,8 @@ def run(
     for index in range(asked.launches):
         for case in (case for case in all_cases if case.key not in failed):
             began = time.perf_counter()
-            found = launch(case, asked.timing, asked.hosts, recorder.path.parent, limit_secs=asked.limit_secs)
+            folder = asked.folder / f"{case.key}_{index}"
+            found = launch(case, asked.timing, asked.hosts, folder, limit_secs=asked.limit_secs)
             if isinstance(found, Failed):
                 if found.exit_code == UsageError.exit_code and case.peer == "distloop":
                     raise UsageError(found.error)
@@ -107,7 +110,7 @@ def conclude(
             return
         found = launches[case.key]
         precision = str(case.settings.get("precision", "float32"))
-        peak = found and peaks.find(env["hardware"]["device"], precision, case.total_replicas)
+        peak = found and peaks.find(env["hardware"]["device"], precision, 1)
         written[case.key] = recorder.write(
             "result",
             **results.summarize(

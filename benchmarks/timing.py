@@ -24,6 +24,7 @@ class Called(NamedTuple):
 
 
 Call = Callable[[int], Called]  # runs that many steps
+Train = Callable[[int], float]  # runs that many steps, waits for the devices, and returns the mean loss of the steps
 
 
 @dataclass(frozen=True)

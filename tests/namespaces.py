@@ -50,6 +50,16 @@ class Host(NamedTuple):
         """Put the cable in."""
         _ip("-n", self.switch, "link", "set", self.port, "up")
 
+    def limit(self, bytes_per_second: float) -> None:
+        """Limit the rate of the cable, each way. Needs tc of iproute2 and the kernel's token bucket."""
+        # Nothing is lost, and little waits in the queue: what is lost is sent again only after 0.2 s, and what asks
+        # for data waits behind data. BBR, the default of some kernels, now and then stops to measure.
+        bucket = ("root", "tbf", "rate", f"{round(8 * bytes_per_second)}bit", "burst", "64kb", "limit", "64mb")
+        for namespace, device in ((self.namespace, "eth0"), (self.switch, self.port)):
+            _ip("netns", "exec", namespace, "tc", "qdisc", "replace", "dev", device, *bucket)
+        for setting in ("tcp_wmem=4096 65536 65536", "tcp_congestion_control=reno"):
+            _ip("netns", "exec", self.namespace, "sysctl", "-q", "-w", f"net.ipv4.{setting}")
+
 
 @contextlib.contextmanager
 def hosts(count: int, *, ipv6: bool = False) -> Iterator[list[Host]]:

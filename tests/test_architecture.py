@@ -91,11 +91,22 @@ FLOORS = {
     "flags": 6,
     "__main__": 7,
     "data_server": 7,
+    "tasks._images": 6,
+    "tasks._transformer": 6,
+    "tasks.bert_base": 7,
+    "tasks.dlrm_small": 7,
+    "tasks.gpt2_124m": 7,
     "tasks.mnist_cnn": 7,
     "tasks.mnist_tutorial": 7,
     "tasks.null": 7,
+    "tasks.resnet50": 7,
+    "tasks.vgg16": 7,
+    "tasks.vit_b16": 7,
+    "tasks.bert_large": 8,
+    "tasks.gpt_350m": 8,
 }
 FILES = sorted((ROOT / "distloop").rglob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").glob("*.py"))
 
 
 def module_name(path):
@@ -130,8 +141,16 @@ def test_a_module_imports_only_from_lower_floors(path):
         assert FLOORS[name] < floor or FLOORS[name] == floor == 0, f"{module_name(path)} imports {name}"
 
 
-def test_there_is_no_cycle_on_the_ground_floor():
-    graph = {module_name(f): own_imports(f) for f in FILES if FLOORS.get(module_name(f)) == 0}
+@pytest.mark.parametrize(
+    "graph",
+    [
+        {module_name(f): own_imports(f) for f in FILES if FLOORS.get(module_name(f)) == 0},
+        {f"benchmarks.{f.stem}": imported(f) for f in BENCHMARKS},
+    ],
+    ids=["ground floor", "benchmarks"],
+)
+def test_there_is_no_cycle(graph):
+    graph = dict(graph)
     while graph:
         leaves = [name for name, needs in graph.items() if not needs & set(graph)]
         assert leaves, f"a cycle among {sorted(graph)}"
@@ -162,7 +181,7 @@ def test_what_is_easy_to_get_wrong_has_one_home(call, homes):
 
 
 def test_files_are_short():
-    for path in [*FILES, *(ROOT / "launch").glob("*.py")]:
+    for path in [*FILES, *(ROOT / "launch").glob("*.py"), *BENCHMARKS]:
         assert len(path.read_text().splitlines()) <= 300, path
 
 
@@ -189,7 +208,7 @@ def test_flags_are_frozen():
     ]
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_name)
+@pytest.mark.parametrize("path", [*FILES, *BENCHMARKS], ids=lambda path: path.stem)
 def test_public_functions_and_classes_have_a_docstring(path):
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree), path
@@ -211,3 +230,8 @@ def test_import_distloop_loads_nothing_but_itself():
 @pytest.mark.parametrize("module", [f"distloop.{name}" for name, floor in FLOORS.items() if floor == 0])
 def test_the_ground_floor_loads_no_tensorflow(module):
     assert not loaded_after(f"import {module}") & {"tensorflow", "keras", "numpy", "rich", "absl"}
+
+
+@pytest.mark.parametrize("command", ["run", "report", "compare", "predict"])
+def test_benchmark_commands_load_no_tensorflow_themselves(command):
+    assert not loaded_after(f"import benchmarks.{command}") & {"tensorflow", "keras"}

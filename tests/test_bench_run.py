@@ -52,8 +52,11 @@ def test_a_step_is_measured_split_and_judged_and_everything_is_on_record(tmp_pat
         (["--mode=comm"], "comm measures what replicas exchange, and there is one; give --replicas or --workers."),
         (["--mode=ablate"], "ablate varies nothing; expected --vary such as --vary='jit_compile=0|1'."),
         (["--mode=ablate", "--vary=colour=1|2"], "vary is 'colour=1|2'; expected SETTING=VALUE|VALUE with one of"),
-        (["--mode=ablate", "--vary=steps_per_call=many"], "vary has the value 'many'; expected a int."),
-        (["--mode=ablate", "--vary=precision=int4"], "precision is int4"),
+        (
+            ["--mode=ablate", "--vary=steps_per_call=many"],
+            "vary has the value 'many'; expected a number, as for the flag.",
+        ),
+        (["--mode=ablate", "--vary=precision=int4"], "precision is 'int4'"),
         (["--mode=sweep", "--scaling=strong", "--batch=3", "--replicas=2"], "cannot be shared by 2 replicas"),
         (["--steps_per_call=0"], "steps_per_call is 0"),
         (["more"], "there are arguments that are no flags: more"),

@@ -70,7 +70,10 @@ def test_a_missing_part_is_answered_with_those_that_are_there():
 
 
 def test_library_tasks_are_found_by_file_name_and_load():
-    assert names() == ["mnist_cnn", "mnist_tutorial", "null"]
+    assert names() == [
+        *("bert_base", "bert_large", "dlrm_small", "gpt2_124m", "gpt_350m", "mnist_cnn", "mnist_tutorial", "null"),
+        *("resnet50", "vgg16", "vit_b16"),
+    ]
     for name in names():
         assert isinstance(load_task(name, RunConfig()), Task)
 

@@ -13,8 +13,8 @@ _OWN_TASK = "my_package.my_module:make_task"
 
 
 def names() -> list[str]:
-    """Return the names of the library's own tasks: the files beside this one."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """Return the names of the library's own tasks: the files beside this one, but for what they share."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
 
 
 def find(name: str | None) -> tuple[str, str]:

@@ -1,0 +1,79 @@
+"""The scaling model: what a step costs on p devices, in seconds, bytes and seconds a byte.
+
+    T = max(compute + exposed communication + stragglers, input)
+
+Pure formulas; `benchmarks.fitting` finds their parameters.
+"""
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+from scipy import integrate, stats
+
+Number = Any  # a float, or an array of them
+
+
+def ring(ranks: Number, size: Number, *, latency: float, per_byte: float) -> Number:
+    """Return the seconds of a ring all-reduce of `size` bytes: 2 (p - 1) messages of size / p bytes."""
+    return 2 * (ranks - 1) * latency + 2 * (ranks - 1) / ranks * size * per_byte
+
+
+def hierarchical(
+    devices_per_host: Number, hosts: Number, size: Number, *, inside: tuple[float, float], across: tuple[float, float]
+) -> Number:
+    """Return the seconds of an all-reduce in three parts: reduce-scatter in a host, all-reduce across, all-gather.
+
+    `inside` and `across` are (seconds a message, seconds a byte). All bytes of a host cross its one link: `across` of
+    a host with k links in parallel has 1 / k of the seconds a byte.
+    """
+    return ring(devices_per_host, size, latency=inside[0], per_byte=inside[1]) + ring(
+        hosts, size, latency=across[0], per_byte=across[1]
+    )
+
+
+def exposed(communication: Number, backward: Number, *, overlap: float = 0.0) -> Number:
+    """Return what is left of the communication when it runs beside a part `overlap` of the backward pass."""
+    return np.maximum(communication - overlap * backward, 0.0)
+
+
+def exposed_in_packs(packs: int, size: float, backward: float, *, latency: float, per_byte: float) -> float:
+    """Return the exposed seconds of an all-reduce in equal packs, each sent as soon as its gradients are there.
+
+    An all-reduce of m bytes takes latency + m per_byte; pack k of K is there after k / K of the backward pass. With
+    one pack all of it is exposed. Source: the schedule of MG-WFBP (Shi et al. 2019).
+    """
+    one = latency + size / packs * per_byte
+    # Either the link is never idle from the first pack on, or only the last pack is late.
+    return max(backward / packs + packs * one, backward + one) - backward
+
+
+def best_packs(backward: float, *, latency: float) -> float:
+    """Return the number of packs with the least exposed time where communication is the longer: sqrt(T_b / latency)."""
+    return math.sqrt(backward / latency)
+
+
+@cache
+def expected_max(ranks: int) -> float:
+    """Return E[max] of `ranks` standard Gaussian draws: a step waits mean + sigma * this for the slowest of them."""
+    if ranks == 1:
+        return 0.0
+    # E[max] = integral of x d(F^p); in logarithms, for F^p of thousands of ranks.
+    found = integrate.quad(
+        lambda x: x * ranks * math.exp(stats.norm.logpdf(x) + (ranks - 1) * stats.norm.logcdf(x)), -10, 10, limit=200
+    )
+    return found[0]
+
+
+def rare_stall(ranks: int, *, probability: float, seconds: float) -> float:
+    """Return the seconds that a step waits for stalls, which each rank has by itself, of this probability a step."""
+    return seconds * (1 - (1 - probability) ** ranks)
+
+
+def bound_by_input(step: Number, hosts: Number, batch: Number, *, per_host: float) -> Number:
+    """Return the step time when each host can read `per_host` examples a second and `batch` is the global one.
+
+    The input is read beside the step, so the longer counts and not the sum.
+    """
+    return np.maximum(step, batch / (hosts * per_host))
