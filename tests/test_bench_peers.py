@@ -181,18 +181,17 @@ def without_minimize(config: RunConfig) -> Task:
 
 
 @pytest.mark.parametrize(
-    ("task", "calls", "settings", "told"),
+    ("task", "settings", "told"),
     [
-        (classifier, (1,), {"clip_norm": 1.0}, "clip_norm is 1.0, which only distloop follows"),
-        (classifier, (1,), {"micro_batches": 2}, "micro_batches is 2, which only distloop follows"),
-        (two_optimizers, (1,), {}, "the task has 2 optimizers; the peers train tasks with one."),
-        (without_minimize, (1,), {}, "the task's train step does not call minimize"),
-        (classifier, (4,), {}, "a call of 4 steps is no multiple of steps_per_call"),
+        (classifier, {"clip_norm": 1.0}, "clip_norm is 1.0, which only distloop follows"),
+        (classifier, {"micro_batches": 2}, "micro_batches is 2, which only distloop follows"),
+        (two_optimizers, {}, "the task has 2 optimizers; the peers train tasks with one."),
+        (without_minimize, {}, "the task's train step does not call minimize"),
     ],
 )
-def test_what_a_peer_cannot_do_is_told_in_one_sentence(task, calls, settings, told):
+def test_what_a_peer_cannot_do_is_told_in_one_sentence(task, settings, told):
     with pytest.raises(UsageError, match=told):
-        train("fit_many", task, calls, **settings)
+        train("fit_many", task, (1,), **settings)
 
 
 def test_batches_held_on_the_device_are_refused():
