@@ -24,6 +24,14 @@ class Case:
     settings: Mapping[str, Any] = field(default_factory=dict)  # of RunConfig, where they are not its defaults
 
     @property
+    def name(self) -> str:
+        """Return a short name for people."""
+        peer = "" if self.peer == "distloop" else f" by {self.peer}"
+        settings = "".join(f" {name}={value}" for name, value in self.settings.items())
+        size = f"{self.workers}x{self.replicas} replicas, batch {self.per_replica_batch}"
+        return f"{self.workload} {self.mode}{peer}, {size}{settings}"
+
+    @property
     def total_replicas(self) -> int:
         """Return the number of replicas over all workers."""
         return self.workers * self.replicas

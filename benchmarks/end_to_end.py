@@ -49,7 +49,7 @@ def measure(case: Case, config: RunConfig, startup_secs: dict[str, float]) -> di
     window["host_gap_s"] = max(0.0, window["seconds"] - others)
     return {
         "facts": {
-            **facts.of_model(case, kept[0], reduced),
+            **facts.of_model(case, kept[0], startup.train_stream(kept[0]), reduced),
             "startup_s": startup_secs,
             "losses": losses,
             "calls_per_step": 1 / config.steps_per_call,

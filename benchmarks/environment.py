@@ -49,7 +49,7 @@ def collect() -> dict[str, Any]:
 
 
 def relevant(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that change how fast TensorFlow runs: those of known prefixes, and none named as a secret."""
+    """Return the variables that change how fast TensorFlow runs: those of known prefixes, but no secrets."""
     return {
         name: value
         for name, value in sorted(variables.items())

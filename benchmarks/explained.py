@@ -74,6 +74,8 @@ def foretell(known: Explanation, config: str, devices: int, hosts: int, batch: f
 
 def contradicted(known: Explanation, points: Sequence[Point], devices: int) -> Explanation:
     """Return what is known when larger points, from `devices` on, are outside of the band that it foretells."""
+    if known.status != FITS:
+        return known
     whole = explain(points)
     if whole.status == SATURATED:
         return replace(known, status=SATURATED, reason=whole.reason)

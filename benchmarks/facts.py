@@ -8,20 +8,23 @@ import tensorflow as tf
 from benchmarks import bare_steps
 from benchmarks.cases import Case
 from benchmarks.leave_out import Reduced
+from benchmarks.workloads import unit_of
+from distloop.data import Stream
 from distloop.startup import Setup
 
 
-def of_model(case: Case, setup: Setup, reduced: Sequence[Reduced]) -> dict[str, Any]:
+def of_model(case: Case, setup: Setup, stream: Stream, reduced: Sequence[Reduced]) -> dict[str, Any]:
     """Return what a launch says of its model and its devices; `reduced` is what its steps exchange, if they do."""
     variables = bare_steps.trainable_variables(setup.state)
+    unit, units_per_example = unit_of(case.workload, stream.features)
     first = reduced[0] if reduced else Reduced(0, 0, 0)
     return {
         "global_batch": case.global_batch,
         "params": sum(variable.shape.num_elements() for variable in map(tf.convert_to_tensor, variables)),
         "gradient_bytes": {"dense": first.dense_bytes, "sparse": first.sparse_bytes},
         "gradient_tensors": first.tensors,
-        "unit": "examples",
-        "units_per_example": 1,
+        "unit": unit,
+        "units_per_example": units_per_example,
         "flops_per_example": None,
         "memory": {"device_peak_bytes": device_peak_bytes()},
         "devices": device_names(),

@@ -8,7 +8,7 @@ from typing import Any, final
 
 import tensorflow as tf
 
-from benchmarks import bare_steps, facts, feeding, leave_out, peers
+from benchmarks import bare_steps, facts, feeding, flops, leave_out, peers
 from benchmarks.cases import Case
 from benchmarks.timing import Call, Called, Timing, warm_up, windows
 from distloop import startup
@@ -56,7 +56,7 @@ def measure(
         stream = startup.train_stream(setup)
         watch.lap("data")
         reduced: list[leave_out.Reduced] = []
-        call = stack.enter_context(started(case, setup, stream, stop, reduced))
+        call, flops_per_example = stack.enter_context(started(case, setup, stream, stop, reduced))
         watch.lap("trace")
         losses = [call(1).loss]
         watch.lap("first_step")
@@ -75,7 +75,8 @@ def measure(
     unsteady = "the windows had not become steady when the warm-up ended"
     return {
         "facts": {
-            **facts.of_model(case, setup, reduced),
+            **facts.of_model(case, setup, stream, reduced),
+            "flops_per_example": flops_per_example,
             "startup_s": startup_secs,
             "losses": losses,
             "calls_per_step": 1 / plan.call_steps,
@@ -117,10 +118,12 @@ def compiled(
 @contextlib.contextmanager
 def started(
     case: Case, setup: startup.Setup, stream: Stream, stop: tf.Variable, reduced: list[leave_out.Reduced]
-) -> Iterator[Call]:
-    """Yield what runs the steps of a case: distloop's own loop, or a peer's."""
+) -> Iterator[tuple[Call, float | None]]:
+    """Yield what runs the steps of a case, distloop's own loop or a peer's, and the FLOPs an example if they count."""
     if case.peer == "distloop":
-        yield caller(compiled(setup, stream, case.mode, stop, reduced), stream)
+        steps = compiled(setup, stream, case.mode, stop, reduced)
+        trains = case.mode in ("step", "h2d", "startup")
+        yield caller(steps, stream), flops.per_example(steps, case.global_batch // case.workers) if trains else None
         return
     with peers.started(case.peer, setup, feeding.dataset(setup, stream, case.mode)) as train:
 
@@ -129,7 +132,7 @@ def started(
             loss = train(num_steps)
             return Called(time.perf_counter() - began, loss=loss)
 
-        yield call
+        yield call, None
 
 
 def caller(steps: CompiledSteps, stream: Stream) -> Call:

@@ -86,7 +86,8 @@ def _sizes(texts: Sequence[str]) -> list[int]:
 
 
 def _reliability() -> Reliability | None:
-    hours, checkpoint, restart = (flags.FLAGS[n].value for n in ("mtbf_hours", "checkpoint_secs", "restart_secs"))
+    values = flags.FLAGS
+    hours, checkpoint, restart = values.mtbf_hours, float(values.checkpoint_secs), float(values.restart_secs)
     if hours is None:
         if checkpoint or restart:
             raise UsageError(
@@ -122,10 +123,8 @@ def study(
         )
     known = explained.explain(fitted)
     held_out = [_compare(known, point) for point in given if point.devices > largest and point.config in configs]
-    contradicted = min((row["devices"] for row in held_out if not row["in_band"]), default=math.inf)
-    said = known
-    if contradicted < math.inf and known.status == explained.FITS:
-        said = explained.contradicted(known, given, contradicted)
+    outside = [row["devices"] for row in held_out if not row["in_band"]]
+    said = explained.contradicted(known, given, min(outside)) if outside else known
     full = _devices_per_host(given, devices_per_host)
     predictions = []
     for config in configs:
@@ -134,7 +133,7 @@ def study(
             hosts = math.ceil(devices / full)
             batch = _batch(own, devices, largest)
             found = explained.foretell(known, config, devices, hosts, batch, max(point.size for point in own))
-            if devices >= contradicted:
+            if outside and devices >= min(outside):
                 found = found._replace(dominant=said.status)
             predictions.append(_as_json(config, devices, batch, found, reliability))
     return {"fit": _fit_as_json(said, held_out), "predictions": predictions}

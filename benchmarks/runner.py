@@ -48,13 +48,13 @@ def run(
                 if found.exit_code == UsageError.exit_code and case.peer == "distloop":
                     raise UsageError(found.error)
                 failed[case.key] = found
-                show(f"{name_of(case)}: {found.error}")
+                show(f"{case.name}: {found.error}")
                 continue
             done[case.key].append(found)
             _write_launch(recorder, case, index, found, env["hash"])
             step = np.median(results.step_ms(case, found.launch))
             seconds = time.perf_counter() - began
-            show(f"{name_of(case)}: launch {index + 1} of {asked.launches}: {step:.4g} ms a step ({seconds:.0f} s)")
+            show(f"{case.name}: launch {index + 1} of {asked.launches}: {step:.4g} ms a step ({seconds:.0f} s)")
     launches = {key: [one.launch for one in found] for key, found in done.items()}
     errors = {key: found.error for key, found in failed.items()} | _who_does_something_else(all_cases, launches)
     return conclude(wanted, launches, errors, recorder, env)
@@ -73,14 +73,6 @@ def _who_does_something_else(all_cases: Sequence[Case], launches: dict[str, list
             found[case.key] = differences[0]
             launches[case.key] = []
     return found
-
-
-def name_of(case: Case) -> str:
-    """Return a short name of a case for people."""
-    peer = "" if case.peer == "distloop" else f" by {case.peer}"
-    settings = "".join(f" {name}={value}" for name, value in case.settings.items())
-    size = f"{case.workers}x{case.replicas} replicas, batch {case.per_replica_batch}"
-    return f"{case.workload} {case.mode}{peer}, {size}{settings}"
 
 
 def _write_launch(recorder: records.Recorder, case: Case, index: int, done: Done, env: str) -> None:
@@ -118,7 +110,7 @@ def conclude(
             return
         found = launches[case.key]
         precision = str(case.settings.get("precision", "float32"))
-        peak = found and peaks.find(env["hardware"]["device"], precision, case.total_replicas)
+        peak = found and peaks.find(env["hardware"]["device"], precision, 1)
         written[case.key] = recorder.write(
             "result",
             **results.summarize(

@@ -2,24 +2,27 @@
 
     T = max(compute + exposed communication + stragglers, input)
 
-Pure formulas; `benchmarks.fitting` finds their parameters. All functions take NumPy arrays, too.
+Pure formulas; `benchmarks.fitting` finds their parameters.
 """
 
 import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 from scipy import integrate, stats
 
+Number = Any  # a float, or an array of them
 
-def ring(ranks: int, size: float, *, latency: float, per_byte: float) -> float:
+
+def ring(ranks: Number, size: Number, *, latency: float, per_byte: float) -> Number:
     """Return the seconds of a ring all-reduce of `size` bytes: 2 (p - 1) messages of size / p bytes."""
     return 2 * (ranks - 1) * latency + 2 * (ranks - 1) / ranks * size * per_byte
 
 
 def hierarchical(
-    devices_per_host: int, hosts: int, size: float, *, inside: tuple[float, float], across: tuple[float, float]
-) -> float:
+    devices_per_host: Number, hosts: Number, size: Number, *, inside: tuple[float, float], across: tuple[float, float]
+) -> Number:
     """Return the seconds of an all-reduce in three parts: reduce-scatter in a host, all-reduce across, all-gather.
 
     `inside` and `across` are (seconds a message, seconds a byte). All bytes of a host cross its one link: `across` of
@@ -30,7 +33,7 @@ def hierarchical(
     )
 
 
-def exposed(communication: float, backward: float, *, overlap: float = 0.0) -> float:
+def exposed(communication: Number, backward: Number, *, overlap: float = 0.0) -> Number:
     """Return what is left of the communication when it runs beside a part `overlap` of the backward pass."""
     return np.maximum(communication - overlap * backward, 0.0)
 
@@ -68,7 +71,7 @@ def rare_stall(ranks: int, *, probability: float, seconds: float) -> float:
     return seconds * (1 - (1 - probability) ** ranks)
 
 
-def bound_by_input(step: float, hosts: int, batch: float, *, per_host: float) -> float:
+def bound_by_input(step: Number, hosts: Number, batch: Number, *, per_host: float) -> Number:
     """Return the step time when each host can read `per_host` examples a second and `batch` is the global one.
 
     The input is read beside the step, so the longer counts and not the sum.

@@ -97,7 +97,8 @@ def _facts(env: Record, part: Sequence[Record], results: Sequence[Record]) -> di
     hardware = env["hardware"]
     each = f" of {tables.gib(hardware['device_memory_bytes'])}" if hardware.get("device_memory_bytes") else ""
     words = [f"{hardware['devices']} x {hardware['device']}{each}", f"{hardware['cpu']}, {hardware['cores']} cores"]
-    words += [f"{tables.gib(hardware['memory_bytes'])} of memory", f"driver {hardware.get('driver') or tables.DASH}"]
+    words += [f"{tables.gib(hardware['memory_bytes'])} of memory"]
+    words += [f"driver {hardware['driver']}"] if hardware.get("driver") else []
     words += [f"{hardware['hosts']} hosts"] if hardware.get("hosts", 1) > 1 else []
     runs = _of_kind(part, "run")
     commits = {f"{run['commit'] or 'unknown'}{' with changes' if run['dirty'] else ''}" for run in runs}
@@ -111,8 +112,8 @@ def _facts(env: Record, part: Sequence[Record], results: Sequence[Record]) -> di
         "environment": " ".join(f"{name}={value}" for name, value in env["environment"].items()),
         "commit": ", ".join(sorted(commits)),
         "measured": f"{' to '.join(dict.fromkeys([times[0], times[-1]]))}, {len(runs)} launches",
-        "FLOPs": "; ".join(sorted({each["formula"] for each in counted})),
-        "peak of MFU": "; ".join(sorted(peaks)),
+        "MFU": "; ".join(sorted({each["formula"] for each in counted})),
+        "peak": "; ".join(sorted(peaks)),
     }
     return {name: value for name, value in facts.items() if value}
 

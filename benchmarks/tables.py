@@ -172,7 +172,7 @@ def _utilization(result: Mapping[str, Any], device: str) -> Cell:
         return Cell(DASH, "FLOPs not counted")
     if flops["peak"] is None:
         return Cell(DASH, f"no peak known of {device}")
-    return Cell(percent(flops["mfu"]))
+    return Cell(percent(flops["mfu"]), f"{number(flops['per_example'] / 1e9)} GFLOP each")
 
 
 def _memory(memory: Mapping[str, Any] | None) -> Cell:

@@ -40,6 +40,7 @@ class CompiledSteps:
 
     metrics: Mapping[str, Metric]
     position: Position
+    traced: Any  # the concrete function of a call: one loop, whose body is a step of all local replicas
     _call: Any
     _iterator: Iterator[Batch]
 
@@ -122,8 +123,8 @@ def compile_steps(
 
     # Without AutoGraph, a user's error keeps its type and points at the user's line. This costs `if tensor:` in a step.
     compiled: Any = tf.function(call, autograph=False)
-    compiled.get_concrete_function(iterator, tf.TensorSpec([], tf.int32))
-    return CompiledSteps(metrics, position, compiled, iterator)
+    traced = compiled.get_concrete_function(iterator, tf.TensorSpec([], tf.int32))
+    return CompiledSteps(metrics, position, traced, compiled, iterator)
 
 
 def _replica_step(

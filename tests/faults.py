@@ -107,10 +107,10 @@ def attempt(run: Run, kill: Kill | None) -> Attempt:
                     os.kill(processes[rank].pid, signal.SIGKILL)
         running = list(processes)
         while running:
-            ended, _, _ = select.select(running, [], [], end - time.monotonic())
+            ended, _, _ = select.select(running, [], [], max(end - time.monotonic(), 0))
             assert ended, f"attempt {kill} hangs: {[process.output() for process in processes]}"
             running = [process for process in running if process not in ended]
-            if any(process.wait() for process in ended):
+            if any(process.poll() for process in ended):
                 break
     finally:
         for process in processes:
@@ -122,7 +122,7 @@ def attempt(run: Run, kill: Kill | None) -> Attempt:
     doing = "set-up" if started is None else "save" if _incomplete(run.folder) - torn else "steps"
     if doing == "steps" and logged == STEPS:
         doing = "end"
-    codes = [process.wait() for process in processes]
+    codes = [process.wait(0) for process in processes]
     errors = "".join(process.output()[1] for process in processes)
     return Attempt(codes, started and int(started[1] or 0), logged, saved, doing, errors)
 
@@ -147,12 +147,11 @@ def _wait_for(kill: Kill, run: Run, processes: list[harness.Process], before: in
             return "total steps" in processes[0].output()[0] and last_logged(run.folder) >= before + int(number)
         return True
 
-    limit = time.monotonic() + LIMIT_SECS
-    while not has_come():
-        if select.select(processes, [], [], 0.005)[0]:
-            return
-        assert time.monotonic() < limit, f"{kill} does not come"
-    select.select(processes, [], [], kill.delay)
+    def one_has_ended(secs: float = 0) -> bool:
+        return bool(select.select(processes, [], [], secs)[0])
+
+    harness.until(lambda: has_come() or one_has_ended(), limit_secs=LIMIT_SECS)
+    one_has_ended(kill.delay)
 
 
 def _libraries(pid: int) -> str:

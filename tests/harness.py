@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import final
 
@@ -42,7 +43,7 @@ class Process:
             self.pid = _zygote().fork(arguments, cwd=cwd, environment=environment, out=out, err=err)
         self._descriptor = os.pidfd_open(self.pid)
 
-    def wait(self, timeout: float | None = None) -> int:
+    def wait(self, timeout: float) -> int:
         """Return its exit code, -n if signal n ended it. Raises TimeoutError."""
         if self.returncode is None:
             ended, _, _ = select.select([self._descriptor], [], [], timeout)
@@ -95,7 +96,34 @@ def kill(process: Process) -> None:
     """End a process and its children at once; a worker in a collective ignores SIGTERM."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    if process.returncode is None:
+        os.kill(process.pid, signal.SIGKILL)  # one that was forked just now has no group of its own yet
+        process.wait(60)
+
+
+def until(condition: Callable[[], object], *processes: Process, limit_secs: float = 60, every_secs: float = 0.01):
+    """Wait until `condition()`. Fails with what `processes` have written at the limit, or when one has ended."""
+    limit = time.monotonic() + limit_secs
+    while True:
+        ended = [process.pid for process in processes if process.poll() is not None]  # what it did last counts
+        late = time.monotonic() > limit
+        if condition():
+            return
+        said = "".join(f"\nprocess {process.pid}, {process.returncode}: {process.output()}" for process in processes)
+        assert not ended, f"ended too early: {ended}{said}"
+        assert not late, f"did not come in {limit_secs} s{said}"
+        time.sleep(every_secs)
+
+
+def read_terminal(descriptor: int, *, limit_secs: float = 60) -> bytes:
+    """Return what is written to a terminal, until nobody has it open any more."""
+    shown, limit = b"", time.monotonic() + limit_secs
+    while select.select([descriptor], [], [], max(limit - time.monotonic(), 0))[0]:
+        try:
+            shown += os.read(descriptor, 65536)
+        except OSError:  # which is how a terminal ends
+            return shown
+    raise AssertionError(f"not closed after {limit_secs} s: {shown[-2000:]}")
 
 
 def finish(process: Process, *, limit_secs: float = 180) -> tuple[int, str, str]:

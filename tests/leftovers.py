@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 MARK = "DISTLOOP_TEST_SESSION"
-_SECS = 10  # for what is ending to be gone
+GONE_SECS = 10  # in which what is ending must be gone
 _OF_TENSORFLOW = "__autograph_generated_file*.py"  # which it removes at its end, but not when it is killed
 
 
@@ -40,7 +40,7 @@ class _Session:
         os.environ["DISTLOOP_TEST_TEMP"] = self._temp
 
     def end(self):
-        limit = time.monotonic() + _SECS
+        limit = time.monotonic() + GONE_SECS
         while (left := self._left()) and time.monotonic() < limit:
             time.sleep(0.1)
         for pid, _ in self._processes():
@@ -62,8 +62,10 @@ class _Session:
             with contextlib.suppress(OSError):  # it has just ended
                 ours = self._mark.encode() in (path / "environ").read_bytes().split(b"\0")
                 command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                is_dead = (path / "stat").read_text().rpartition(")")[2].split()[0] == "Z"
-                if ours and not is_dead and "tests.zygote" not in command:  # which ends with this process
+                state, _, _, session, *_ = (path / "stat").read_text().rpartition(")")[2].split()
+                # It ends with this process; what it forks has the same command, but a session of its own.
+                is_zygote = "tests.zygote" in command and int(session) == os.getsid(0)
+                if ours and state != "Z" and not is_zygote:
                     found.append((int(path.name), command[:200]))
         return found
 

@@ -52,10 +52,13 @@ class Host(NamedTuple):
 
     def limit(self, bytes_per_second: float) -> None:
         """Limit the rate of the cable, each way. Needs tc of iproute2 and the kernel's token bucket."""
-        # The queue is longer than what TCP sends ahead: what it loses it repeats after 0.2 s, which is no rate.
+        # Nothing is lost, and little waits in the queue: what is lost is sent again only after 0.2 s, and what asks
+        # for data waits behind data. BBR, the default of some kernels, now and then stops to measure.
         bucket = ("root", "tbf", "rate", f"{round(8 * bytes_per_second)}bit", "burst", "64kb", "limit", "64mb")
         for namespace, device in ((self.namespace, "eth0"), (self.switch, self.port)):
             _ip("netns", "exec", namespace, "tc", "qdisc", "replace", "dev", device, *bucket)
+        for setting in ("tcp_wmem=4096 65536 65536", "tcp_congestion_control=reno"):
+            _ip("netns", "exec", self.namespace, "sysctl", "-q", "-w", f"net.ipv4.{setting}")
 
 
 @contextlib.contextmanager

@@ -11,11 +11,11 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from distloop.launcher.processes import free_ports
+from tests.harness import until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "squeue", "scancel")
 _LIMIT_SECS = 30
@@ -69,8 +69,8 @@ def cluster(folder: Path, nodes: Sequence[str], *, cpus: int = 4, gpus: int = 4)
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
             daemons.callback(_end, process)
             if name == "munged":
-                _wait_for((folder / "munge.socket").exists)
-        _wait_for(lambda: _states(environment) == {"idle"})
+                until((folder / "munge.socket").exists, limit_secs=_LIMIT_SECS)
+        until(lambda: _states(environment) == {"idle"}, limit_secs=_LIMIT_SECS, every_secs=0.1)
         daemons.callback(end_jobs, environment)
         yield environment
 
@@ -104,21 +104,23 @@ def _write_config(folder: Path, nodes: Sequence[str], ports: Iterator[int], *, c
 
 
 def _states(environment: Mapping[str, str]) -> set[str]:
-    command = ["sinfo", "-N", "-h", "-o", "%T"]
-    return set(subprocess.run(command, env=environment, capture_output=True, text=True).stdout.split())
+    return set(_ask(environment, "sinfo", "-N", "-h", "-o", "%T"))
+
+
+def _ask(environment: Mapping[str, str], *command: str) -> list[str]:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_LIMIT_SECS)
+    return done.stdout.split()
 
 
 def end_jobs(environment: Mapping[str, str]) -> None:
     """End all jobs, so that no process of theirs outlives the daemons."""
 
     def jobs() -> list[str]:
-        return subprocess.run(
-            ["squeue", "-h", "-o", "%A"], env=environment, capture_output=True, text=True
-        ).stdout.split()
+        return _ask(environment, "squeue", "-h", "-o", "%A")
 
-    subprocess.run(["scancel", "--signal=KILL", "--full", *jobs()], env=environment, capture_output=True)
-    subprocess.run(["scancel", *jobs()], env=environment, capture_output=True)
-    _wait_for(lambda: not jobs())
+    _ask(environment, "scancel", "--signal=KILL", "--full", *jobs())
+    _ask(environment, "scancel", *jobs())
+    until(lambda: not jobs(), limit_secs=_LIMIT_SECS, every_secs=0.1)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -127,14 +129,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(_LIMIT_SECS)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
-
-
-def _wait_for(ready) -> None:
-    limit = time.monotonic() + _LIMIT_SECS
-    while not ready():
-        assert time.monotonic() < limit, f"Slurm does not come to {ready}"
-        time.sleep(0.1)
+        process.wait(_LIMIT_SECS)
 
 
 def _path() -> str:

@@ -47,13 +47,14 @@ def watched(beacon):
             if not seen or seen[-1] != sighting:
                 seen.append(sighting)
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=look, daemon=True)
     thread.start()
     try:
         yield seen
     finally:
         ended.set()
-        thread.join()
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def slow_at(moment):
@@ -125,10 +126,7 @@ def test_a_worker_that_is_asked_before_its_first_step_ends_at_once(tmp_path, bea
         "train_main()"
     )
     process = harness.start(["-c", code, "--task=tests.own_task:hangs_in_build", f"--workdir={tmp_path / 'run'}"])
-    limit = time.monotonic() + 60
-    while "building" not in process.output()[0]:
-        assert time.monotonic() < limit
-        time.sleep(0.02)
+    harness.until(lambda: "building" in process.output()[0], process)
     assert beacon.read().phase == "setup"
     beacon.ask_to_stop()
     code, _, err = harness.finish(process, limit_secs=5)
@@ -178,14 +176,9 @@ def test_an_error_from_before_the_run_is_handed_over_too(tmp_path):
 def test_a_worker_that_hangs_while_tensorflow_loads_shows_its_stacks(tmp_path):
     process = with_tensorflow(tmp_path, "import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
     try:
-        limit = time.monotonic() + 60
-        while "loading" not in process.output()[0]:
-            assert time.monotonic() < limit
-            time.sleep(0.02)
+        harness.until(lambda: "loading" in process.output()[0], process)
         os.kill(process.pid, signal.SIGUSR1)
-        while "tensorflow.py" not in process.output()[1]:
-            assert time.monotonic() < limit
-            time.sleep(0.02)
+        harness.until(lambda: "tensorflow.py" in process.output()[1], process)
         assert process.poll() is None
     finally:
         harness.kill(process)

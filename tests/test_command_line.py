@@ -1,13 +1,11 @@
 """The launchers as a person uses them: real processes, their exit codes, what they print and what they leave."""
 
-import contextlib
 import json
 import os
 import pty
 import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -157,10 +155,7 @@ def test_a_terminal_shows_a_progress_bar(tmp_path):
         start_new_session=True,
     )
     os.close(terminal)
-    shown = b""
-    with contextlib.suppress(OSError):  # the end of a terminal is an error to read
-        while chunk := os.read(chief, 65536):
-            shown += chunk
+    shown = harness.read_terminal(chief)
     assert process.wait(timeout=60) == 0
     assert re.search(r"━.* \d+/40  loss \d\.\d+  [\d,]+ examples/s", shown.decode())
 
@@ -235,34 +230,6 @@ def test_two_workers_write_event_files_by_the_chief_alone_and_equal_to_the_metri
             steps = [step for step, name, _ in found if name == tag]
             assert steps == sorted(set(steps))
     assert {tag for _, tag, _ in events(tmp_path / "train")} == {"loss", "epoch_loss", *TIMES}
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bits_with_the_same_command(tmp_path):
-    settings = (*TOY, "--train_steps=400", "--steps_per_call=1", "--checkpoint_every_steps=70")
-    for code, out, err in harness.run_workers(
-        ["-m", "distloop", *settings, f"--workdir={tmp_path / 'whole'}"], workers=2
-    ):
-        assert code == 0, out + err
-
-    command = harness.supervised("-m", "distloop", *settings, f"--workdir={tmp_path / 'killed'}", workers=2)
-    process = harness.start(command, fresh=True)
-    checkpoints = tmp_path / "killed/checkpoints"
-    limit = time.monotonic() + 120
-    while not any(checkpoints.glob("step_*/checkpoint.json")):
-        assert time.monotonic() < limit
-        assert process.poll() is None
-        time.sleep(0.01)
-    harness.kill(process)  # the launcher too: its workers must follow
-    harness.finish(process)
-    assert not (tmp_path / "killed/summary.json").exists()
-    code, out, err = harness.run(*command, fresh=True)
-    assert code == 0, out + err
-    assert "resumed after" in out
-    expected = checkpoint(tmp_path / "whole")
-    for name, value in checkpoint(tmp_path / "killed").items():
-        np.testing.assert_array_equal(value, expected[name], err_msg=name)
-    assert without_timing(tmp_path / "killed") == without_timing(tmp_path / "whole")
 
 
 def test_prepared_data_of_another_folder_is_read(tmp_path):

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import tensorflow as tf
 from distloop.data import make_stream, per_replica_batches
 from tests import harness
 
-N, BATCH, EPOCHS = 1000, 16, 5  # as tests.own_task:counts_examples has them
+N, BATCH, EPOCHS = 1000, 16, 3  # as tests.own_task:counts_examples has them
 STEPS = 63  # an epoch
 
 
@@ -25,20 +24,12 @@ def lines(path):
     return path.read_text().splitlines() if path.exists() else []
 
 
-def wait_until(condition, process, limit_secs=120):
-    limit = time.monotonic() + limit_secs
-    while not condition():
-        assert process.poll() is None, process.output()
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def service():
     """Start a dispatcher and two workers; yield the process and their address."""
     process = harness.start(["-m", "launch.data_service", "--workers=2"])
     ready = "tf.data service with 2 workers: train with --data_service="
-    wait_until(lambda: ready in process.output()[0], process)
+    harness.until(lambda: ready in process.output()[0], process, limit_secs=120)
     yield process, process.output()[0].partition(ready)[2].split()[0]
     if process.poll() is None:
         harness.kill(process)
@@ -52,7 +43,7 @@ def test_killing_a_service_worker_loses_no_example_of_two_training_processes(ser
     flags += ["--steps_per_call=1", f"--data_service={address}", f"--workdir={metrics.parent}"]
     training = harness.start(harness.supervised("-m", "distloop", *flags, workers=2))
     try:
-        wait_until(lambda: len(lines(metrics)) > STEPS, training)
+        harness.until(lambda: len(lines(metrics)) > STEPS // 4, training, limit_secs=120)
         _, worker, _ = children(serving.pid)
         os.kill(worker, signal.SIGKILL)
         killed_at = len(lines(metrics))

@@ -263,14 +263,15 @@ def test_kubernetes_replaces_nothing_in_the_command():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["jobset", "job"])
-def test_what_two_pods_run_trains_here(kind, tmp_path):
+def test_what_two_pods_run_trains_here(tmp_path):
     train = ("-m", "launch.train", "--task=mnist_tutorial", "--train_steps=5", f"--workdir={tmp_path / 'run'}")
     settings = Settings(num_hosts=2, image="image", volume=f"claim:{tmp_path}")
-    command = pod_of(kind, settings=settings, run_flags=(), command=(sys.executable, *train))["containers"][0][
-        "command"
-    ]
-    assert command[0] == "distloop-run"
+    command, of_job = (
+        pod_of(kind, settings=settings, run_flags=(), command=(sys.executable, *train))["containers"][0]["command"]
+        for kind in ("jobset", "job")
+    )
+    assert command[0] == of_job[0] == "distloop-run"
+    assert command[2:] == of_job[2:]  # all but the names of the hosts
     names = command[1].removeprefix("--hosts=").split(",")
     own_names = [f"127.0.0.1:{port}" for port in free_ports(2)]
     words = [f"--hosts={','.join(own_names)}", *command[2:]]

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import time
 
 import pytest
 
@@ -77,14 +76,6 @@ def followed(folder, *flags, **environment):
     return harness.start(["-m", "launch.evaluate", f"--workdir={folder}", "--follow", *flags], **environment)
 
 
-def until(condition, process):
-    limit = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < limit, process.output()
-        assert process.poll() is None, process.output()
-        time.sleep(0.02)
-
-
 def test_a_follower_evaluates_what_appears_and_ends_with_the_run(tmp_path, run):
     """The run is played: its files come one after the other, the checkpoint of step 8 while no one follows."""
     folder = tmp_path / "run"
@@ -92,7 +83,7 @@ def test_a_follower_evaluates_what_appears_and_ends_with_the_run(tmp_path, run):
     results = folder / "evaluator/metrics.jsonl"
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("summary.json", "step_*"))
     shutil.copytree(run / "checkpoints/step_00000004", folder / "checkpoints/step_00000004")
-    until(lambda: results.exists() and 4 in rows(results), process)
+    harness.until(lambda: results.exists() and 4 in rows(results), process)
     os.kill(process.pid, signal.SIGTERM)
     code, _, err = harness.finish(process, limit_secs=5)
     assert code == 143, err

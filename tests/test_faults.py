@@ -28,19 +28,18 @@ def clean(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ten_random_kills_change_nothing(clean, tmp_path, workers):
-    ended = list(faults.kill_at_random(tmp_path, clean(workers), kills=10, seed=workers, seconds=SECONDS))
-    assert sum(found is not None for _, found in ended) == 10
+def test_random_kills_change_nothing(clean, tmp_path, workers):
+    """A few of the kills of `python -m tests.faults --kills=200`."""
+    ended = list(faults.kill_at_random(tmp_path, clean(workers), kills=4, seed=workers, seconds=SECONDS))
+    assert sum(found is not None for _, found in ended) == 4
 
 
 @pytest.mark.slow
 def test_kills_at_chosen_moments_of_two_workers_change_nothing(clean, tmp_path):
     kills = [
         Kill("loading", (1,)),
-        Kill("import:1", (1,)),
         Kill("built:1", (0, 1)),  # the variables are there, the checkpoint is not read
         Kill("trace:1", (0,)),
-        Kill("begin:1", (0,)),
         Kill("end:16", (0, 1)),
         Kill("eval:2", (1,)),
         Kill(f"begin:{STEPS}", (1,)),
@@ -53,14 +52,13 @@ def test_kills_at_chosen_moments_of_two_workers_change_nothing(clean, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stride", [2, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_kill_before_any_operation_of_a_save_changes_nothing(clean, tmp_path, stride):
-    """Each attempt dies some operations later: before the data, before the index, before and while old ones go."""
+def test_a_kill_before_any_operation_of_a_save_changes_nothing(clean, tmp_path):
+    """Each attempt dies one operation later: before the data, before the index, before and while old ones go."""
     run = Run(tmp_path / "run")
     begin = Kill("begin:20")  # so that there are checkpoints which are too old
-    attempts = list(carry_through(run, [begin, *(Kill(f"save:{number}") for number in range(1, 14, stride))]))
+    attempts = list(carry_through(run, [begin, *(Kill(f"save:{number}") for number in range(1, 14))]))
     assert sum(found.killed for _, found in attempts) == len(attempts) - 1
-    assert sum(found.doing == "save" for _, found in attempts) >= 6 // stride  # its folder is there, its index is not
+    assert sum(found.doing == "save" for _, found in attempts) >= 6  # its folder is there, its index is not
     assert differences(run.folder, clean(1).folder) == []
 
 

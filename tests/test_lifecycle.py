@@ -35,7 +35,7 @@ def test_a_pipeline_that_starves_the_step_is_visible_as_input_wait(tmp_path, str
         return {**example, "y": example["y"] + zero}
 
     settings = dict(
-        strategy=strategy, replicas=2 if strategy == "mirrored" else None, global_batch_size=4, train_steps=60
+        strategy=strategy, replicas=2 if strategy == "mirrored" else None, global_batch_size=4, train_steps=40
     )
     for name, source in {"slow": Pipeline(toy.DATA, map=decode), "fast": toy.DATA}.items():
         train(task_with(source), RunConfig(workdir=str(tmp_path / name), steps_per_call=20, **settings))

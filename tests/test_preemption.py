@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from tests import harness
+from tests.harness import until
 from tests.test_command_line import checkpoint, without_timing
 from tests.test_stopping import RUN, stopped_step
-from tests.test_supervisor import until
 
 
 def supervised(folder, *flags, **environment):
@@ -18,12 +18,16 @@ def supervised(folder, *flags, **environment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("whom", ["supervisor", "group"])
-def test_a_stop_at_any_moment_ends_with_a_checkpoint_and_the_resumed_run_is_the_one_nobody_stopped(tmp_path, whom):
-    code, out, err = supervised(tmp_path / "whole")
-    assert code == 0, out + err
+def test_a_stop_at_any_moment_ends_with_a_checkpoint_and_the_resumed_run_is_the_one_nobody_stopped(tmp_path):
+    for code, out, err in harness.run_workers([*RUN, f"--workdir={tmp_path / 'whole'}"], workers=2):
+        assert code == 0, out + err
     last = 0  # a stop after the last step is one before its evaluation, which the resumed run does
-    for moment, latest in (("step:2:1", 6), ("input:7:1", 12), ("eval:12:0", 14), ("save:16:0", 20)):
+    for moment, whom, latest in (
+        ("step:2:1", "group", 6),
+        ("input:7:1", "supervisor", 12),
+        ("eval:12:0", "group", 14),
+        ("save:16:0", "supervisor", 20),
+    ):
         code, out, err = supervised(tmp_path / "run", STOP=moment, STOP_WHOM=whom)
         # The request takes some tenths of a second: the last may find a run that has just finished.
         assert code == 143 or (code == 0 and moment.startswith("save")), (moment, out + err)

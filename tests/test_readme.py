@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import time
 from dataclasses import fields
 from typing import Any
 
@@ -201,11 +200,7 @@ def test_the_page_on_the_data_service_runs(tmp_path):
     )
     server = harness.start(service, cwd=tmp_path)
     try:
-        limit = time.monotonic() + 60
-        while "train with --data_service=" not in server.output()[0]:
-            assert time.monotonic() < limit
-            assert server.poll() is None
-            time.sleep(0.05)
+        harness.until(lambda: "train with --data_service=" in server.output()[0], server)
         code, out, err = harness.finish(harness.start([*command, "--train_steps=10"], cwd=tmp_path))
         assert code == 0, out + err
     finally:

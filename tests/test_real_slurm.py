@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import final
@@ -41,7 +40,7 @@ class Slurm:
 
     def do(self, *command: str) -> str:
         environment = {**self.environment, "PATH": f"{self.folder}/bin:{self.environment['PATH']}"}
-        done = subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -50,12 +49,16 @@ class Slurm:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def until(self, job: str, wanted, limit_secs: float = LIMIT_SECS) -> dict[str, str]:
-        limit = time.monotonic() + limit_secs
-        while not wanted(facts := self.facts(job)):
-            assert time.monotonic() < limit, f"{facts}\n{self.log()}"
-            assert facts["JobState"] not in ("FAILED", "TIMEOUT"), f"{facts}\n{self.log()}"
-            time.sleep(0.2)
-        return facts
+        seen = {}
+
+        def has_come() -> bool:
+            seen.update(self.facts(job))
+            came = wanted(seen)
+            assert came or seen["JobState"] not in ("FAILED", "TIMEOUT"), f"{seen}\n{self.log()}"
+            return came
+
+        harness.until(has_come, limit_secs=limit_secs, every_secs=0.2)
+        return seen
 
     def ended(self, job: str, limit_secs: float = LIMIT_SECS) -> dict[str, str]:
         over = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")

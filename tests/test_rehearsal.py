@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -61,11 +60,9 @@ def test_a_worker_that_is_to_stand_still_does_so_in_its_step(tmp_path, clean, ki
     folder = tmp_path / "run"
     process = with_fault(folder, f"10:{kind}")
     try:
-        limit = time.monotonic() + 60
-        while not (is_stopped(process.pid) if kind == "stop" else run_files.last_logged(folder) == 8):
-            assert time.monotonic() < limit
-            assert process.poll() is None
-            time.sleep(0.02)
+        harness.until(
+            lambda: is_stopped(process.pid) if kind == "stop" else run_files.last_logged(folder) == 8, process
+        )
         if kind == "stop":
             os.kill(process.pid, signal.SIGCONT)  # it goes on as if nothing had been
             assert process.wait(60) == 0

@@ -16,6 +16,7 @@ from distloop.launcher import agreement, rendezvous
 from distloop.launcher.meeting import Ended
 from distloop.launcher.processes import free_ports
 from distloop.launcher.topology import Place, Topology
+from tests.harness import until
 
 FACTS = {"tensorflow": "2.21.0", "gpus": 0, "command": ["-m", "launch.train", "--epochs=5"]}
 
@@ -297,6 +298,19 @@ def test_a_request_to_stop_ends_the_waiting():
     assert str(error).startswith("stopped before the workers were started, while waiting for host 127.0.0.2 (")
 
 
+def connected(place):
+    """Return a connection to a place, once it listens."""
+    made = []
+
+    def connect():
+        with contextlib.suppress(ConnectionRefusedError):
+            made.append(socket.create_connection((place.host, place.ports[0]), timeout=20))
+        return made
+
+    until(connect, limit_secs=20)
+    return made[0]
+
+
 def test_strangers_do_no_harm():
     where = places(1, 1)
     claim = {"job": "job", "place": 1, "session": "x", "host": "c", "machine": "c", "facts": FACTS, "end": None}
@@ -307,12 +321,7 @@ def test_strangers_do_no_harm():
     with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as stack:
         waiting = pool.submit(meet, where, 0)
         for line in said:
-            while True:
-                with contextlib.suppress(ConnectionRefusedError):
-                    stranger = socket.create_connection(("127.0.0.1", where[0].ports[0]))
-                    stack.enter_context(stranger)
-                    stranger.sendall(line)
-                    break
+            stack.enter_context(connected(where[0])).sendall(line)
         assert meet(where, 1) is None
         assert waiting.result() is None
 

@@ -2,13 +2,12 @@
 
 import socket
 import sys
-import time
 
 import pytest
 
 from distloop.errors import PreflightError
 from tests import faults, harness, namespaces
-from tests.harness import ROOT, finish, kill
+from tests.harness import ROOT, finish, kill, until
 from tests.run_files import differences, last_logged
 
 pytestmark = pytest.mark.slow
@@ -43,8 +42,7 @@ def supervise(host, everyone, tmp_path, *flags, program=PROGRAM + "print('rank',
 def test_hosts_start_together_and_find_their_own_place(pair, tmp_path):
     # The second comes late.
     first = supervise(pair[0], pair, tmp_path, "--workers=2")
-    while "waiting for host b (10.77.0.2:" not in first.output()[1]:
-        time.sleep(0.05)
+    until(lambda: "waiting for host b (10.77.0.2:" in first.output()[1], first)
     second = supervise(pair[1], pair, tmp_path, "--workers=2")
     results = [finish(process, limit_secs=60) for process in (first, second)]
     assert [code for code, _, _ in results] == [0, 0], results
@@ -64,8 +62,7 @@ def test_a_supervisor_that_is_killed_while_all_wait_may_come_back(tmp_path):
     with namespaces.hosts(3) as trio:
         first, second = (supervise(host, trio, tmp_path) for host in trio[:2])
         for process in (first, second):
-            while "waiting for host c" not in process.output()[1]:
-                time.sleep(0.05)
+            until(lambda process=process: "waiting for host c" in process.output()[1], process)
         trio[1].kill()
         assert second.wait(10) == -9
         later = [supervise(host, trio, tmp_path) for host in trio[1:]]
@@ -127,8 +124,7 @@ def test_another_version_of_tensorflow_is_told_by_both(pair, tmp_path):
 def test_a_port_that_is_taken_is_told_by_both(pair, tmp_path):
     taken = "import socket, time; s = socket.create_server(('', 23456)); print(1, flush=True); time.sleep(600)"
     server = pair[1].start("-c", taken)
-    while not server.output()[0]:
-        time.sleep(0.01)
+    until(lambda: server.output()[0], server)
     codes, told = ends([supervise(host, pair, tmp_path, "--port=23456") for host in pair])
     kill(server)
     assert codes == ALL_REFUSED
@@ -176,14 +172,6 @@ def train(host, folder, *flags, **environment):
     return host.start(*supervisor, "--", sys.executable, *command, **environment)
 
 
-def wait_for_step(folder, step, limit_secs=LIMIT_SECS):
-    """Return once the chief has logged this step."""
-    limit = time.monotonic() + limit_secs
-    while last_logged(folder) < step:
-        assert time.monotonic() < limit, f"step {step} is not reached"
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory):
     """A run of two workers that nothing has happened to."""
@@ -191,14 +179,6 @@ def clean(tmp_path_factory):
     results = harness.run_workers(faults.Run(folder, workers=2).command, workers=2, limit_secs=LIMIT_SECS)
     assert [code for code, _, _ in results] == [0, 0], results
     return folder
-
-
-def test_a_run_on_two_hosts_ends_with_the_bits_of_one_on_one_host(pair, tmp_path, clean):
-    folder = tmp_path / "run"
-    processes = [train(host, folder, http_proxy="http://127.0.0.1:9") for host in pair]  # which workers must not take
-    results = [finish(process, limit_secs=LIMIT_SECS) for process in processes]
-    assert [code for code, _, _ in results] == [0, 0], results
-    assert differences(folder, clean) == []
 
 
 def test_hosts_that_have_ipv6_addresses_only_train_together(tmp_path, clean):
@@ -212,21 +192,21 @@ def test_hosts_that_have_ipv6_addresses_only_train_together(tmp_path, clean):
 def test_a_host_that_is_killed_and_comes_back_goes_on_with_the_others(pair, tmp_path, clean):
     folder = tmp_path / "run"
     survivor, victim = (train(host, folder) for host in pair)
-    wait_for_step(folder, 20)
+    until(lambda: last_logged(folder) >= 20, survivor, victim, limit_secs=LIMIT_SECS)
     pair[1].kill()
     assert victim.wait(10) == -9
-    while "waiting for host b" not in survivor.output()[1]:
-        assert survivor.poll() is None, survivor.output()
-        time.sleep(0.05)
+    until(lambda: "waiting for host b" in survivor.output()[1], survivor)
     returned = train(pair[1], folder)
     results = [finish(process, limit_secs=LIMIT_SECS) for process in (survivor, returned)]
     assert [code for code, _, _ in results] == [0, 0], results
     assert differences(folder, clean) == []
 
 
-def test_a_worker_that_is_killed_on_one_host_is_replaced_on_all(pair, tmp_path, clean):
-    folder = tmp_path / "run"
-    processes = [train(pair[0], folder), train(pair[1], folder, "--fault=1:20:kill")]
+def test_a_worker_that_is_killed_on_one_host_is_replaced_on_all_and_the_bits_are_those_of_one_host(
+    pair, tmp_path, clean
+):
+    folder, proxy = tmp_path / "run", {"http_proxy": "http://127.0.0.1:9"}  # which workers must not take
+    processes = [train(pair[0], folder, **proxy), train(pair[1], folder, "--fault=1:20:kill", **proxy)]
     results = [finish(process, limit_secs=LIMIT_SECS) for process in processes]
     assert [code for code, _, _ in results] == [0, 0], results
     assert "SIGKILL" in results[1][2]
@@ -236,14 +216,10 @@ def test_a_worker_that_is_killed_on_one_host_is_replaced_on_all(pair, tmp_path, 
 def test_a_cut_link_that_is_healed_costs_a_restart(pair, tmp_path, clean):
     folder = tmp_path / "run"
     processes = [train(host, folder) for host in pair]
-    wait_for_step(folder, 20)
+    until(lambda: last_logged(folder) >= 20, *processes, limit_secs=LIMIT_SECS)
     pair[1].cut()
     for process in processes:  # TensorFlow notices after 10 s without a heartbeat
-        limit = time.monotonic() + LIMIT_SECS
-        while "all workers start again" not in process.output()[1]:
-            assert process.poll() is None, process.output()
-            assert time.monotonic() < limit, process.output()
-            time.sleep(0.05)
+        until(lambda process=process: "all workers start again" in process.output()[1], process, limit_secs=LIMIT_SECS)
     pair[1].heal()
     results = [finish(process, limit_secs=LIMIT_SECS) for process in processes]
     assert [code for code, _, _ in results] == [0, 0], results

@@ -1,5 +1,6 @@
 """Stopping well: SIGTERM at any moment ends all workers after one step, with a checkpoint to go on from exactly."""
 
+import functools
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import pytest
 from distloop.cluster import from_tf_config
 from distloop.lifecycle import Lifecycle
 from tests import harness, in_workers
+from tests.run_files import last_logged
 from tests.test_command_line import checkpoint, without_timing
 
 RUN = (
@@ -24,33 +26,45 @@ def stopped_step(folder):
     return int(newest.name.removeprefix("step_"))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Return the function that returns the run nobody stopped, for a number of workers."""
+
+    @functools.cache
+    def run(workers):
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        for code, out, err in harness.run_workers([*RUN, f"--workdir={folder}"], workers=workers):
+            assert code == 0, out + err
+        return folder
+
+    return run
+
+
+# Where each may stop: within a call of 5 steps, anywhere, in place of an evaluation, anywhere after a save.
+STOPS = {"step:2": {3, 4}, "input:7": range(5, 12), "eval:12": {12}, "save:16": range(17, 20)}
+
+
 @pytest.mark.parametrize(
     ("workers", "asked"),
     [
-        (1, ["0", "0", "0", "0"]),
-        (2, ["1", "all", "1", "0"]),  # only worker 0 writes
-        pytest.param(2, ["all", "1", "all", "0"], marks=pytest.mark.slow),
+        (1, ["step:2:0", "input:7:0", "eval:12:0", "save:16:0"]),
+        (2, ["step:2:1", "input:7:all"]),
+        pytest.param(2, ["step:2:all", "input:7:1", "eval:12:1", "save:16:0"], marks=pytest.mark.slow),
     ],
 )
-def test_a_stop_at_any_moment_is_agreed_and_the_resumed_run_is_the_one_nobody_stopped(tmp_path, workers, asked):
-    for code, out, err in harness.run_workers([*RUN, f"--workdir={tmp_path / 'whole'}"], workers=workers):
-        assert code == 0, out + err
-    # Where each may stop: within a call of 5 steps, anywhere, in place of an evaluation, anywhere after a save.
-    stops = [("step:2", {3, 4}), ("input:7", range(5, 12)), ("eval:12", {12}), ("save:16", range(17, 20))]
-    for number, (moment, where) in enumerate(stops):
-        ended = harness.run_workers(
-            [*RUN, f"--workdir={tmp_path / 'run'}"], workers=workers, STOP=f"{moment}:{asked[number]}"
-        )
+def test_a_stop_at_any_moment_is_agreed_and_the_resumed_run_is_the_one_nobody_stopped(tmp_path, whole, workers, asked):
+    for stop in asked:
+        ended = harness.run_workers([*RUN, f"--workdir={tmp_path / 'run'}"], workers=workers, STOP=stop)
         for code, out, err in ended:
-            assert code == 143, (moment, out + err)
+            assert code == 143, (stop, out + err)
             assert "as asked, with a checkpoint; the same command goes on from there" in err
-        assert stopped_step(tmp_path / "run") in where
+        assert stopped_step(tmp_path / "run") in STOPS[stop.rpartition(":")[0]]
     for code, out, err in harness.run_workers([*RUN, f"--workdir={tmp_path / 'run'}"], workers=workers):
         assert code == 0, out + err
-    expected = checkpoint(tmp_path / "whole")
+    expected = checkpoint(whole(workers))
     for name, value in checkpoint(tmp_path / "run").items():
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
-    assert without_timing(tmp_path / "run") == without_timing(tmp_path / "whole")
+    assert without_timing(tmp_path / "run") == without_timing(whole(workers))
 
 
 def started(folder, *flags):
@@ -58,11 +72,7 @@ def started(folder, *flags):
     process = harness.start(
         ["-m", "distloop", "--task=tests.own_task:good", "--global_batch_size=4", *flags, f"--workdir={folder}"]
     )
-    limit = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").stat().st_size:
-        assert time.monotonic() < limit
-        assert process.poll() is None
-        time.sleep(0.02)
+    harness.until(lambda: last_logged(folder), process, limit_secs=120)
     return process
 
 

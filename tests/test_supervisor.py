@@ -19,6 +19,7 @@ import pytest
 
 from distloop.launcher.processes import free_ports
 from tests import harness
+from tests.harness import until
 
 PROGRAM = "from tests.worker_program import *; "
 
@@ -36,17 +37,9 @@ def run(program, tmp_path, *, workers=2, flags=(), limit_secs=60, **environment)
     return harness.finish(process, limit_secs=limit_secs)
 
 
-def until(condition, process=None, limit_secs=60):
-    limit = time.monotonic() + limit_secs
-    while not condition():
-        assert time.monotonic() < limit, process and process.output()
-        assert process is None or process.poll() is None, process.output()
-        time.sleep(0.01)
-
-
-def until_ready(folder, process=None):
+def until_ready(folder, *process):
     """Wait until both workers of a program have met at "ready"."""
-    until(lambda: (folder / "ready.0").exists() and (folder / "ready.1").exists(), process)
+    until(lambda: (folder / "ready.0").exists() and (folder / "ready.1").exists(), *process)
 
 
 def processes_in(folder):
@@ -98,10 +91,15 @@ def test_prefixes_are_coloured_on_a_terminal_unless_the_person_wants_none(tmp_pa
     arguments = [sys.executable, *command("print('x')", flags=["--console=all"])]
     clean = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     subprocess.run(
-        arguments, cwd=tmp_path, env={**clean, "PYTHONPATH": str(harness.ROOT), **environment}, stdout=slave, check=True
+        arguments,
+        cwd=tmp_path,
+        env={**clean, "PYTHONPATH": str(harness.ROOT), **environment},
+        stdout=slave,
+        check=True,
+        timeout=60,
     )
     os.close(slave)
-    text = os.read(master, 4096).decode()
+    text = harness.read_terminal(master).decode()
     os.close(master)
     assert ("\x1b[36m[rank 0] \x1b[0mx" in text) == coloured
     assert ("[rank 1] x" in text) == (not coloured)
@@ -117,10 +115,7 @@ def run_in_terminal(program, tmp_path, *, flags=()):
         arguments, cwd=tmp_path, env=environment, stdout=slave, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     os.close(slave)
-    shown = b""
-    with contextlib.suppress(OSError):  # the other side is closed
-        while data := os.read(master, 4096):
-            shown += data
+    shown = harness.read_terminal(master)
     os.close(master)
     return process.wait(timeout=30), shown
 
@@ -593,7 +588,11 @@ def test_a_dry_run_prints_lines_that_a_shell_can_run_and_starts_nothing(tmp_path
     lines = out.splitlines()
     ran = [
         subprocess.run(
-            ["sh", "-c", line], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(harness.ROOT)}
+            ["sh", "-c", line],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(harness.ROOT)},
+            timeout=60,
         )
         for line in lines
     ]

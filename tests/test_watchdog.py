@@ -70,7 +70,8 @@ def test_a_job_that_was_held_and_goes_on_is_no_hang():
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clean") / "run"
-    assert supervised(folder, "") == (0, "")
+    for code, out, err in harness.run_workers([*COMMAND, f"--workdir={folder}"], workers=2):
+        assert code == 0, out + err
     return folder
 
 

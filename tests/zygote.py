@@ -48,7 +48,7 @@ class Zygote:
         socket.send_fds(self._socket, [request.encode()], [out.fileno(), err.fileno()])
         reply = self._socket.recv(64)
         if not reply:
-            raise RuntimeError(f"the process that forks has ended with {self._process.wait()}")
+            raise RuntimeError(f"the process that forks has ended with {self._process.wait(10)}")
         return int(reply)
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras import ops
 
 
-def initial() -> keras.initializers.Initializer:
+def initial() -> Any:
     """Return the initial weights of BERT, which are all but those of GPT-2."""
     return keras.initializers.TruncatedNormal(stddev=0.02)
 
@@ -79,8 +79,9 @@ def causal_mask(length: int) -> np.ndarray:
 
 def _attention(x: Any, heads: int, mask: Any, dropout: float) -> Any:
     _, length, width = x.shape
-    qkv = ops.reshape(dense(3 * width)(x), [-1, length, 3, heads, width // heads])
-    query, key, value = ops.unstack(ops.transpose(qkv, [2, 0, 3, 1, 4]), 3)
+    all_heads = ops.reshape(dense(3 * width)(x), [-1, length, 3, heads, width // heads])
+    parts: Any = ops.unstack(ops.transpose(all_heads, [2, 0, 3, 1, 4]), 3)
+    query, key, value = parts
     scores = ops.matmul(query, ops.transpose(key, [0, 1, 3, 2])) / (width // heads) ** 0.5
     if mask is not None:
         scores = ops.where(mask, scores, -1e4)  # within the range of 16 bits

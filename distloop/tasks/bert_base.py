@@ -1,7 +1,6 @@
 """BERT (https://arxiv.org/abs/1810.04805) in phase 1 of its pretraining: masked tokens and next sentences, AdamW.
 
-    python -m launch.train --task=bert_base --data_dir=DIR --workdir=runs/bert --precision=mixed_bfloat16 \\
-        --learning_rate=1e-4 --clip_global_norm=1
+    python -m launch.train --task=bert_base --data_dir=DIR --workdir=runs/bert --clip_global_norm=1
 
 DIR holds TFRecord files as `create_pretraining_data.py` of google-research/bert writes them, of this length and this
 number of predictions; without it, examples are made up.
@@ -44,9 +43,9 @@ def encoder(
     tokens, mask, segments = [keras.Input([length], dtype="int32", name=name) for name in _TOKENS]
     positions = keras.Input([predictions], dtype="int32", name="masked_lm_positions")
     embedding = Embedding(vocabulary, width)
-    x = Positions(_POSITIONS, width)(embedding(tokens) + Embedding(2, width)(segments))
+    x: Any = Positions(_POSITIONS, width)(embedding(tokens) + Embedding(2, width)(segments))
     x = keras.layers.Dropout(dropout)(norm()(x))
-    attended = ops.cast(mask, "bool")[:, None, None, :]
+    attended = ops.reshape(ops.cast(mask, "bool"), [-1, 1, 1, length])
     for _ in range(layers):
         x = block(x, heads, mask=attended, dropout=dropout, activation="gelu", pre_norm=False)
     following = dense(2)(dense(width, "tanh")(x[:, 0]))

@@ -1,7 +1,6 @@
 """The small GPT-2 (https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf).
 
-    python -m launch.train --task=gpt2_124m --dataset=tiny_shakespeare --data_dir=DIR --workdir=runs/gpt2 \\
-        --precision=mixed_bfloat16 --global_batch_size=8 --clip_global_norm=1
+    python -m launch.train --task=gpt2_124m --dataset=tiny_shakespeare --data_dir=DIR --workdir=runs/gpt2
 
 Tokens are the bytes of the text; without --data_dir they are made up.
 """
@@ -53,7 +52,7 @@ def make_task(
             tokens = tf.cast(batch["tokens"], tf.int32)
             logits = tf.cast(state.model(tokens[:, :-1], training=True), tf.float32)
             # Each example has as many tokens: the mean of their means is that over all tokens.
-            losses = keras.losses.sparse_categorical_crossentropy(tokens[:, 1:], logits, from_logits=True)
+            losses: Any = keras.losses.sparse_categorical_crossentropy(tokens[:, 1:], logits, from_logits=True)
             return tf.reduce_mean(losses, axis=1)
 
         return minimize(loss, batch, state.optimizer, state.model.trainable_variables)

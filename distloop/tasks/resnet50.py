@@ -1,7 +1,6 @@
 """ResNet-50 (https://arxiv.org/abs/1512.03385), version 1.5: a block that halves the image does so in its 3x3.
 
-    python -m launch.train --task=resnet50 --dataset=imagenet2012 --data_dir=DIR --workdir=runs/resnet50 \\
-        --precision=mixed_bfloat16 --global_batch_size=256 --learning_rate=0.1
+    python -m launch.train --task=resnet50 --dataset=imagenet2012 --data_dir=DIR --workdir=runs/resnet50
 
 SGD as in https://arxiv.org/abs/1706.02677, without its schedule. Without --data_dir, images are made up.
 """

@@ -1,7 +1,6 @@
-"""VGG-16 (https://arxiv.org/abs/1409.1556): 138 M weights, most of them in one dense layer, so that gradients are large.
+"""VGG-16 (https://arxiv.org/abs/1409.1556): 138 M weights, most in one dense layer: large gradients.
 
-    python -m launch.train --task=vgg16 --dataset=imagenet2012 --data_dir=DIR --workdir=runs/vgg16 \\
-        --precision=mixed_bfloat16 --learning_rate=0.01
+    python -m launch.train --task=vgg16 --dataset=imagenet2012 --data_dir=DIR --learning_rate=0.01 --workdir=runs/vgg16
 
 Without --data_dir, images are made up.
 """

@@ -1,7 +1,6 @@
 """The vision transformer ViT-B/16 (https://arxiv.org/abs/2010.11929), in its training on ImageNet alone.
 
-    python -m launch.train --task=vit_b16 --dataset=imagenet2012 --data_dir=DIR --workdir=runs/vit \\
-        --precision=mixed_bfloat16 --global_batch_size=4096 --clip_global_norm=1
+    python -m launch.train --task=vit_b16 --dataset=imagenet2012 --data_dir=DIR --clip_global_norm=1 --workdir=runs/vit
 
 Without --data_dir, images are made up.
 """
@@ -17,9 +16,9 @@ from distloop.tasks._transformer import Positions, block, dense, norm
 class ClassToken(keras.layers.Layer):
     """Put a learned token before those of `[batch, length, width]`."""
 
-    def build(self, shape: tuple[int | None, int, int]) -> None:
-        """Make the token."""
-        self.token = self.add_weight(shape=[1, 1, shape[-1]], initializer="zeros", name="token")
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.token = self.add_weight(shape=[1, 1, width], initializer="zeros", name="token")
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Return `[batch, 1 + length, width]`."""
@@ -44,7 +43,7 @@ def make_task(
         image = keras.Input([image_size, image_size, 3])
         length = (image_size // patch) ** 2
         patches = keras.layers.Conv2D(width, patch, patch)(image)
-        x = ClassToken()(keras.layers.Reshape([length, width])(patches))
+        x = ClassToken(width)(keras.layers.Reshape([length, width])(patches))
         x = keras.layers.Dropout(dropout)(Positions(1 + length, width)(x))
         for _ in range(layers):
             x = block(x, heads, dropout=dropout, activation="gelu")

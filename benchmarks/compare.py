@@ -1,0 +1,172 @@
+"""Say whether a run is faster or slower than another one, and what differences this machine can tell at all.
+
+python -m benchmarks.compare BASE NEW --tolerance=0.03
+python -m benchmarks.compare --aa RUN
+
+The exit code is 0 if all cases are the same or improved, 1 if one regressed or failed, 2 if more launches are needed.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import cases, command, statistics
+from benchmarks.comparison import Pair, Run, against_itself, compare, floor_of, load, machine_floor, unmatched
+from benchmarks.statistics import Ratio
+from distloop.errors import UsageError
+
+_COLORS = {"improved": "green", "same": "", "regressed": "bold red", "inconclusive": "yellow"}
+_UNITS = {
+    "memory_bytes": ("memory, MiB", 2**-20),
+    "startup_s": ("start-up, s", 1),
+    "comm_exposed_ms": ("exposed communication, ms", 1),
+    "jitter_ms": ("jitter, ms", 1),
+}
+
+
+def define_flags() -> None:
+    """Define the flags of the command."""
+    define = command.define
+    define(flags.DEFINE_float, "tolerance", 0.03, "how much slower is still the same: a share of the throughput")
+    define(flags.DEFINE_boolean, "across", False, "compare also what was measured in different environments")
+    define(flags.DEFINE_boolean, "aa", False, "compare the launches of one run with each other: the machine's floor")
+    define(flags.DEFINE_boolean, "json", False, "print JSON, for machines")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Compare what the arguments name; return the exit code."""
+    values = flags.FLAGS
+    if not 0 < values.tolerance < 1:
+        raise UsageError(f"tolerance is {values.tolerance:g}; expected a share above 0 and below 1, such as 0.03.")
+    if len(arguments) != 2 - values.aa:
+        expected = "--aa RUN" if values.aa else "BASE NEW"
+        raise UsageError(f"there are {len(arguments)} arguments; expected {expected}: files or folders of records.")
+    if values.aa:
+        return _show_floor(load(arguments[0]), values.tolerance, as_json=values.json)
+    base, new = map(load, arguments)
+    pairs = compare(base, new, values.tolerance, across=values.across)
+    if values.json:
+        print(json.dumps(_document(base, new, pairs, values.tolerance), indent=2))
+    else:
+        _print(base, new, pairs, values.tolerance)
+    return _exit_code(base, new, pairs)
+
+
+def _exit_code(base: Run, new: Run, pairs: Sequence[Pair]) -> int:
+    found = {pair.verdict for pair in pairs}
+    if "regressed" in found or any(new.results[key]["error"] for key in base.steps if key in new.results):
+        return 1
+    return 2 if "inconclusive" in found else 0
+
+
+def _document(base: Run, new: Run, pairs: Sequence[Pair], tolerance: float) -> dict[str, Any]:
+    return {
+        "tolerance": tolerance,
+        "floor": machine_floor(pair.floor for pair in pairs),
+        "pairs": [
+            {
+                "key": pair.case.key,
+                "case": pair.case.to_dict(),
+                "launches": pair.launches,
+                "throughput": pair.throughput,
+                "ratio": _numbers(pair.ratio),
+                "verdict": pair.verdict,
+                "mann_whitney_p": pair.ratio.p,
+                "floor": pair.floor,
+                **pair.others,
+            }
+            for pair in pairs
+        ],
+        "geometric_mean": _numbers(statistics.geometric_mean([pair.ratio for pair in pairs])),
+        "unmatched": unmatched(base, new),
+        "exit_code": _exit_code(base, new, pairs),
+    }
+
+
+def _numbers(ratio: Ratio) -> dict[str, float]:
+    return {"median": ratio.median, "low": ratio.low, "high": ratio.high}
+
+
+def _print(base: Run, new: Run, pairs: Sequence[Pair], tolerance: float) -> None:
+    console = Console(highlight=False)
+    table = _table("case", "launches", "base, /s", "new, /s", "new / base", "p", "verdict")
+    for pair in pairs:
+        table.add_row(
+            pair.case.name,
+            " and ".join(map(str, pair.launches)),
+            *(f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}" for value in pair.throughput),
+            _text(pair.ratio),
+            "" if pair.ratio.p is None else f"{pair.ratio.p:.2g}",
+            _verdict(pair),
+            style=_COLORS[pair.verdict],
+        )
+    table.add_section()
+    table.add_row("geometric mean", "", "", "", _text(statistics.geometric_mean([pair.ratio for pair in pairs])))
+    console.print(table)
+    others = _table("case", *(title for title, _ in _UNITS.values()))
+    for pair in pairs:
+        others.add_row(pair.case.name, *(_change(pair.others[name], unit) for name, (_, unit) in _UNITS.items()))
+    console.print(others)
+    for name, reason in unmatched(base, new).items():
+        console.print(f"{name}: {reason}", markup=False, soft_wrap=True)
+    console.print(
+        f"Throughput, with 95 % intervals; the same is within {tolerance:.1%}. p: Mann and Whitney's test of the launches.",
+        soft_wrap=True,
+    )
+
+
+def _show_floor(run: Run, tolerance: float, *, as_json: bool) -> int:
+    """Print what equal launches differ by; return 0 if the tolerance is not below it, else 2."""
+    halves = {key: ratio for key, steps in run.steps.items() if (ratio := against_itself(steps))}
+    floors = {key: floor_of(run.steps[key]) for key in halves}
+    floor = machine_floor(floors.values())
+    if floor is None:
+        most = max(map(len, run.steps.values()), default=0)
+        raise UsageError(
+            f"the floor takes {2 * statistics.ENOUGH_LAUNCHES} launches of a case, and the run has {most} at most; "
+            f"measure with --launches={2 * statistics.ENOUGH_LAUNCHES}."
+        )
+    names = {key: cases.from_dict(run.results[key]["case"]).name for key in halves}
+    if as_json:
+        rows = [{"key": key, "ratio": _numbers(halves[key]), "floor": floors[key]} for key in halves]
+        print(json.dumps({"floor": floor, "cases": rows}, indent=2))
+    else:
+        table = _table("case", "launches", "half / half", "floor")
+        for key, ratio in halves.items():
+            table.add_row(names[key], str(len(run.steps[key])), _text(ratio), f"{floors[key]:.2%}")
+        console = Console(highlight=False)
+        console.print(table)
+        console.print(f"Equal runs of so many launches differ by up to {floor:.2%} on this machine.", soft_wrap=True)
+    return 0 if floor <= tolerance else 2
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("case", "verdict") else "right")
+    return table
+
+
+def _text(ratio: Ratio) -> str:
+    return f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
+
+
+def _verdict(pair: Pair) -> str:
+    """Return the verdict, and the direction of what is the same and surely not equal."""
+    if pair.verdict != "same" or pair.ratio.low <= 1 <= pair.ratio.high:
+        return pair.verdict
+    return "same, slower" if pair.ratio.high < 1 else "same, faster"
+
+
+def _change(values: tuple[float | None, float | None], unit: float) -> str:
+    return " to ".join("?" if value is None else f"{value * unit:,.4g}" for value in values) if any(values) else ""
+
+
+if __name__ == "__main__":
+    define_flags()
+    command.run(main)
