@@ -66,7 +66,8 @@ def differences(losses: Mapping[str, Sequence[float]], precision: str) -> list[s
             found.append(f"{peer} has the losses of {len(values)} steps and {reference} of {len(expected)}.")
             continue
         for step, (value, wanted) in enumerate(zip(values, expected, strict=True), 1):
-            if not math.isclose(value, wanted, rel_tol=tolerance):
+            skipped = precision == "mixed_float16" and math.isnan(wanted)  # by the loss scale: counts nowhere
+            if not skipped and not math.isclose(value, wanted, rel_tol=tolerance):
                 found.append(
                     f"{peer} has the loss {value:.8g} after step {step} where {reference} has {wanted:.8g}, which "
                     f"differs by more than {tolerance:g}: they do not train alike, and their speeds cannot be compared."

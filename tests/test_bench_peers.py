@@ -176,6 +176,12 @@ def test_who_does_not_train_alike_is_named(others, told):
         assert sentence.startswith(beginning)
 
 
+def test_a_step_that_the_loss_scale_of_distloop_skips_is_not_compared():
+    losses = {"distloop": [float("nan"), 2.0], "loop": [3.0, 2.0]}
+    assert peers.differences(losses, "mixed_float16") == []
+    assert len(peers.differences(losses, "mixed_bfloat16")) == 1
+
+
 def two_optimizers(config: RunConfig) -> Task:
     def build():
         state = classifier(config).build()
