@@ -55,7 +55,7 @@ def assert_equal(found, expected):
         ("loop", TWO_REPLICAS),
         pytest.param("loop_in_graph", TWO_REPLICAS, marks=slow),
         ("fit", TWO_REPLICAS),
-        ("orbit", TWO_REPLICAS),
+        pytest.param("orbit", TWO_REPLICAS, marks=slow),
     ],
 )
 def test_a_peer_trains_the_same_weights(peer, place):
