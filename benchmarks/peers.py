@@ -24,8 +24,9 @@ TOLERANCE = {"float32": 1e-5, "mixed_bfloat16": 1e-2, "mixed_float16": 1e-2}
 def started(peer: str, setup: Any, dataset: Any) -> AbstractContextManager[Train]:
     """Get a peer (a name of `cases.PEERS` but distloop) ready to train `setup.task`; its call is valid within.
 
-    `setup` is a `startup.Setup` whose state has not been trained; `dataset`, the distributed, endless dataset of its
-    batches. Raises UsageError if the peer is not installed, or if the settings ask for what only distloop does.
+    `setup` is a `startup.Setup` whose state has not been trained, its seeds separated; `dataset`, the distributed,
+    endless dataset of its batches. Raises UsageError if the peer is not installed, or if the settings ask for what
+    only distloop does.
     """
     check_installed(peer)
     from benchmarks import peer_fit, peer_loops, peer_orbit, peer_step
@@ -65,7 +66,8 @@ def differences(losses: Mapping[str, Sequence[float]], precision: str) -> list[s
             found.append(f"{peer} has the losses of {len(values)} steps and {reference} of {len(expected)}.")
             continue
         for step, (value, wanted) in enumerate(zip(values, expected, strict=True), 1):
-            if not math.isclose(value, wanted, rel_tol=tolerance):
+            skipped = precision == "mixed_float16" and math.isnan(wanted)  # by the loss scale: counts nowhere
+            if not skipped and not math.isclose(value, wanted, rel_tol=tolerance):
                 found.append(
                     f"{peer} has the loss {value:.8g} after step {step} where {reference} has {wanted:.8g}, which "
                     f"differs by more than {tolerance:g}: they do not train alike, and their speeds cannot be compared."

@@ -10,11 +10,12 @@ import os
 import resource
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import psutil
 
-from benchmarks import timing
+from benchmarks import peers, timing
 from benchmarks.cases import Case, from_dict
 from distloop import cluster, workdir
 from distloop.config import RunConfig
@@ -42,6 +43,12 @@ def main(request: str) -> int:
     except UsageError as error:
         say(str(error))
         return error.exit_code
+    except Exception as error:
+        if case.peer == "distloop":
+            raise
+        traceback.print_exc()
+        say(peers.reason(error))
+        return 1
     found["facts"]["memory"]["host_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     workdir.write_json(folder / f"rank_{workers.index}.json", found)
     return 0
