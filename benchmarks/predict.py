@@ -27,7 +27,7 @@ from distloop.errors import UsageError
 
 @dataclass(frozen=True)
 class Reliability:
-    """What the machines do to a long run: seconds between failures of one host, of a checkpoint and of a restart."""
+    """What the machines do to a long run: seconds between failures of one device, of a checkpoint, of a restart."""
 
     mtbf: float
     checkpoint: float
@@ -53,18 +53,9 @@ def _predict(arguments: list[str]) -> int:
     if arguments:
         raise UsageError(f"unexpected argument {arguments[0]!r}; settings are flags, such as --at=32: see --help.")
     values = flags.FLAGS
-    if bool(values.table) == bool(values.runs):
-        raise UsageError("expected either --table=T.csv or --runs=RECORDS.")
-    if values.table:
-        for name in ("gradient_bytes", "devices_per_host"):
-            if values[name].value is None:
-                raise UsageError(f"{name} is not given; a table does not tell it: expected --{name}=NUMBER.")
-        if not 0 < values.gradient_bytes < math.inf:
-            raise UsageError(f"gradient_bytes is {values.gradient_bytes:g}; expected a number above 0, such as 440e6.")
-        given = points.of_table(Path(values.table), values.gradient_bytes, values.devices_per_host)
-    else:
-        given = points.of_records(records.read([Path(path) for path in values.runs]))
-    found = study(given, values.devices_per_host, values.fit_up_to, _sizes(values.at), _reliability())
+    given = measured(values.table, values.runs, values.gradient_bytes, values.devices_per_host)
+    failing = reliability(values.mtbf_hours, values.checkpoint_secs, values.restart_secs)
+    found = study(given, values.devices_per_host, values.fit_up_to, sizes(values.at), failing)
     if values.json:
         print(json.dumps(found, allow_nan=False))
     else:
@@ -72,8 +63,24 @@ def _predict(arguments: list[str]) -> int:
     return 0
 
 
-def _sizes(texts: Sequence[str]) -> list[int]:
-    sizes = []
+def measured(
+    table: str | None, runs: Sequence[str], gradient_bytes: float | None, devices_per_host: int | None
+) -> list[Point]:
+    """Return the points of --table or of --runs. Raises UsageError for both, for none and for what they lack."""
+    if bool(table) == bool(runs):
+        raise UsageError("expected either --table=T.csv or --runs=RECORDS.")
+    if not table:
+        return points.of_records(records.read([Path(path) for path in runs]))
+    if gradient_bytes is None or not 0 < gradient_bytes < math.inf:
+        raise UsageError(f"gradient_bytes is {gradient_bytes}; expected a number above 0, such as 440e6.")
+    if devices_per_host is None:
+        raise UsageError("devices_per_host is not given, and a table does not tell it; expected --devices_per_host=8.")
+    return points.of_table(Path(table), gradient_bytes, devices_per_host)
+
+
+def sizes(texts: Sequence[str]) -> list[int]:
+    """Return the numbers of devices that --at names."""
+    found = []
     for text in texts:
         try:
             size = float(text)
@@ -81,13 +88,12 @@ def _sizes(texts: Sequence[str]) -> list[int]:
             size = math.nan
         if not (1 <= size < math.inf and size == int(size)):
             raise UsageError(f"at has {text!r}; expected numbers of devices, at least 1, such as --at=32,64.")
-        sizes.append(int(size))
-    return sizes
+        found.append(int(size))
+    return found
 
 
-def _reliability() -> Reliability | None:
-    values = flags.FLAGS
-    hours, checkpoint, restart = values.mtbf_hours, float(values.checkpoint_secs), float(values.restart_secs)
+def reliability(hours: float | None, checkpoint: float, restart: float) -> Reliability | None:
+    """Return what --mtbf_hours, --checkpoint_secs and --restart_secs say, None without the first."""
     if hours is None:
         if checkpoint or restart:
             raise UsageError(
@@ -107,13 +113,13 @@ def study(
     devices_per_host: int | None,
     fit_up_to: int | None,
     at: Sequence[int],
-    reliability: Reliability | None = None,
+    failing: Reliability | None = None,
 ) -> dict[str, Any]:
     """Fit the points of at most `fit_up_to` devices; return the fit and the predictions at these sizes as JSON values.
 
     Sizes beyond one host have hosts as full as those of the points. Raises UsageError if there is nothing to fit.
     """
-    largest = fit_up_to or max(point.devices for point in given)
+    largest = max(point.devices for point in given) if fit_up_to is None else fit_up_to
     fitted = [point for point in given if point.devices <= largest]
     configs = [name for name in dict.fromkeys(point.config for point in fitted) if name is not None]
     if not configs:
@@ -135,7 +141,7 @@ def study(
             found = explained.foretell(known, config, devices, hosts, batch, max(point.size for point in own))
             if outside and devices >= min(outside):
                 found = found._replace(dominant=said.status)
-            predictions.append(_as_json(config, devices, batch, found, reliability))
+            predictions.append(_as_json(config, devices, batch, found, failing))
     return {"fit": _fit_as_json(said, held_out), "predictions": predictions}
 
 
@@ -156,9 +162,7 @@ def _batch(own: Sequence[Point], devices: int, largest: int) -> float:
     return max((point for point in own if point.devices <= largest), key=lambda point: point.devices).batch
 
 
-def _as_json(
-    config: str, devices: int, batch: float, found: Prediction, reliability: Reliability | None
-) -> dict[str, Any]:
+def _as_json(config: str, devices: int, batch: float, found: Prediction, failing: Reliability | None) -> dict[str, Any]:
     examples = devices * batch
     fields = {
         "config": config,
@@ -168,16 +172,16 @@ def _as_json(
         "high": examples / found.low,
         "dominant": found.dominant,
     }
-    return fields | (_goodput(devices, found.seconds, reliability) if reliability else {})
+    return fields | (_goodput(devices, found.seconds, failing) if failing else {})
 
 
-def _goodput(devices: int, seconds: float, reliability: Reliability) -> dict[str, float]:
-    mtbf = reliability.mtbf / devices
-    every = max(1, round(simulate.best_interval(reliability.checkpoint, mtbf) / seconds))
+def _goodput(devices: int, seconds: float, failing: Reliability) -> dict[str, float]:
+    mtbf = failing.mtbf / devices
+    every = max(1, round(simulate.best_interval(failing.checkpoint, mtbf) / seconds))
     share = simulate.goodput(
         np.full(100 * every, seconds),
-        simulate.Failures(mtbf, reliability.restart),
-        checkpoint=reliability.checkpoint,
+        simulate.Failures(mtbf, failing.restart),
+        checkpoint=failing.checkpoint,
         every=every,
         rng=np.random.default_rng(0),
     )

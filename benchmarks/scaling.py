@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy import integrate, stats
+from scipy import integrate, special
 
 Number = Any  # a float, or an array of them
 
@@ -60,10 +60,10 @@ def expected_max(ranks: int) -> float:
     if ranks == 1:
         return 0.0
     # E[max] = integral of x d(F^p); in logarithms, for F^p of thousands of ranks.
-    found = integrate.quad(
-        lambda x: x * ranks * math.exp(stats.norm.logpdf(x) + (ranks - 1) * stats.norm.logcdf(x)), -10, 10, limit=200
-    )
-    return found[0]
+    logarithm = math.log(ranks) - math.log(2 * math.pi) / 2
+    return integrate.quad(
+        lambda x: x * math.exp(logarithm - x * x / 2 + (ranks - 1) * special.log_ndtr(x)), -10, 10, limit=200
+    )[0]
 
 
 def rare_stall(ranks: int, *, probability: float, seconds: float) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 Quantile = Callable[[np.ndarray], np.ndarray]  # a distribution of one worker's step time, as its inverse
 
@@ -26,10 +26,8 @@ class Failures(NamedTuple):
 
 def lognormal(*, mean: float, cv: float) -> Quantile:
     """Return the log-normal distribution of this mean and coefficient of variation."""
-    if cv == 0:
-        return lambda share: np.full_like(share, mean)
     sigma = math.sqrt(math.log(1 + cv**2))
-    return stats.lognorm(sigma, scale=mean * math.exp(-(sigma**2) / 2)).ppf
+    return lambda share: mean * np.exp(sigma * special.ndtri(share) - sigma**2 / 2)
 
 
 def measured(samples: Sequence[float]) -> Quantile:
@@ -47,13 +45,19 @@ def slowest(worker: Quantile, *, workers: int, steps: int, rng: np.random.Genera
 
 
 def goodput(
-    steps: np.ndarray, failures: Failures, *, checkpoint: float, every: int, rng: np.random.Generator, count: int = 2000
+    steps: np.ndarray,
+    failures: Failures,
+    *,
+    checkpoint: float,
+    every: int,
+    rng: np.random.Generator,
+    count: int = 10_000,
 ) -> float:
     """Return the share of the time that steps take which are not lost, over `count` failures.
 
     A checkpoint stops the steps for `checkpoint` seconds after each `every` steps. A failure, which can also come
     while the run restarts or writes, loses the steps since the last whole checkpoint; the next attempt repeats them.
-    Step times are taken from `steps` in turn, again from the start where there are too few.
+    An attempt takes step times from `steps` in turn, from anywhere on, again from the start after the last.
     """
     whole = len(steps) // every * every
     if not whole:
@@ -62,17 +66,11 @@ def goodput(
     ends = np.concatenate([[0.0], np.cumsum(rounds + checkpoint)])
     useful = np.concatenate([[0.0], np.cumsum(rounds)])
     between = rng.exponential(failures.mtbf, count)
-    kept, at = 0.0, 0
-    for left in between - failures.restart:
-        while left > 0:
-            end = int(np.searchsorted(ends, ends[at] + left, side="right")) - 1
-            kept += useful[end] - useful[at]
-            if end < len(rounds):
-                at = end
-                break
-            left -= ends[end] - ends[at]
-            at = 0
-    return kept / between.sum()
+    first = rng.integers(len(rounds), size=count)
+    passes, rest = np.divmod(ends[first] + np.maximum(between - failures.restart, 0.0), ends[-1])
+    last = np.searchsorted(ends, rest, side="right") - 1
+    kept = passes * useful[-1] + useful[last] - useful[first]
+    return float(kept.sum() / between.sum())
 
 
 def best_interval(checkpoint: float, mtbf: float) -> float:
