@@ -146,13 +146,15 @@ def _grouped(items: Iterable[_T], key: Callable[[_T], Any]) -> dict[Any, list[_T
 def _curves(results: Sequence[Record], fits: Sequence[Record]) -> Iterator[tuple[str, str, Figure]]:
     """Yield a figure for each workload, mode and way of scaling of which several sizes were measured."""
     measured = [result for result in results if result["throughput"] and result["case"]["mode"] in _SCALED_MODES]
-    models = {fit["key"]: fit["curve"] for fit in fits if "key" in fit and "curve" in fit}
+    models = {
+        ("weak", fit["key"], fit["per_replica_batch"]): fit["curve"] for fit in fits if "key" in fit and "curve" in fit
+    }
     for kind, kept in ("weak", "per_replica_batch"), ("strong", "global_batch"):
         curves = _grouped(measured, lambda result, kept=kept: _curve(result["case"], kept))
         curves = [curve for curve in curves.values() if len({tables.replicas_of(r["case"]) for r in curve}) > 1]
         for (workload, mode), chosen in _grouped(curves, lambda curve: _workload_mode(curve[0]["case"])).items():
             named = {_curve_name(curve[0]["case"], kept): curve for curve in chosen}
-            lines = {name: models.get(_curve(curve[0]["case"], kept)[0]) for name, curve in named.items()}
+            lines = {name: models.get((kind, *_curve(curve[0]["case"], kept))) for name, curve in named.items()}
             title = f"Throughput of {workload}, {mode}, {kind} scaling"
             fixed = "batch a replica" if kind == "weak" else "global batch"
             about = f"The {fixed} stays the same. Bars are 95 % intervals."
