@@ -78,7 +78,7 @@ def _section(env: Record, part: Sequence[Record], suffix: str) -> Section:
         commands=list(dict.fromkeys(shlex.join(run["argv"]) for run in _of_kind(part, "run"))),
         findings=[_finding(verdict, results) for verdict in _of_kind(part, "verdict")],
         warnings=[f"{tables.label(result['case'])}: {text}" for result in results for text in result["warnings"]],
-        images=[_image(title, about, figure, suffix) for title, about, figure in figures],
+        images=_images(figures, suffix),
         tables=made,
     )
 
@@ -131,9 +131,16 @@ def _finding(verdict: Record, results: Sequence[Record]) -> dict[str, str]:
     }
 
 
-def _image(title: str, about: str, figure: Figure, suffix: str) -> Image:
-    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:80] + suffix
-    return Image(name, title, about, Markup(plots.to_svg(figure)), plots.to_png(figure))
+def _images(figures: Iterable[tuple[str, str, Figure]], suffix: str) -> list[Image]:
+    names: list[str] = []
+    images = []
+    for title, about, figure in figures:
+        name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:80]
+        names.append(name)
+        count = names.count(name)
+        whole = f"{name}{f'-{count}' if count > 1 else ''}{suffix}"
+        images.append(Image(whole, title, about, Markup(plots.to_svg(figure)), plots.to_png(figure)))
+    return images
 
 
 def _grouped(items: Iterable[_T], key: Callable[[_T], Any]) -> dict[Any, list[_T]]:
