@@ -79,16 +79,16 @@ def of_records(records: Sequence[Mapping[str, Any]]) -> list[Point]:
     A `step` result is a step, a `nocomm` result one without communication, and a `comm_point` a communication without
     a step; of a sweep of sizes, those that are not much smaller than the gradients. Raises UsageError without steps.
     """
-    hosts = {record["hash"]: record["hardware"].get("hosts", 1) for record in _of_kind(records, "env")}
+    hosts = {record["key"]: record["facts"].get("hosts", 1) for record in _of_kind(records, "run")}
     points = []
     for record in _of_kind(records, "result"):
         case = record["case"]
         if case["mode"] not in ("step", "nocomm") or record["error"] is not None or record["step_ms"] is None:
             continue
         size = sum(record["gradient_bytes"].values()) if case["mode"] == "step" else 0.0
-        where = min(case["workers"], hosts[record["env"]])
         devices = case["workers"] * case["replicas"]
         seconds = record["step_ms"]["median"] / 1e3
+        where = hosts.get(record["key"], 1)
         points.append(Point(config_of(case), devices, where, case["per_replica_batch"], size, seconds))
     if not any(point.size > 0 for point in points):
         raise UsageError("the records have no result of a step; expected those of `python -m benchmarks.run`.")
