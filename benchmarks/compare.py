@@ -163,7 +163,7 @@ def _show_floor(run: Run, *, as_json: bool) -> float:
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(name, justify="left" if name in ("case", "verdict") else "right")
+        table.add_column(name, justify="left" if name in ("case", "verdict") else "right", overflow="fold")
     return table
 
 
