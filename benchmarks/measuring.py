@@ -78,7 +78,7 @@ def measure(
             **facts.of_model(case, setup, stream, reduced),
             "flops_per_example": flops_per_example,
             "startup_s": startup_secs,
-            "losses": losses,
+            "losses": [loss for loss in losses if math.isfinite(loss)],  # `input` and `comm` have none
             "calls_per_step": 1 / plan.call_steps,
             "call_overhead_s": plan.overhead_secs,
             "warnings": [] if plan.steady else [unsteady],

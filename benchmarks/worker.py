@@ -21,6 +21,7 @@ from distloop import cluster, workdir
 from distloop.config import RunConfig
 from distloop.errors import UsageError
 from distloop.say import say
+from distloop.storage import as_path
 
 
 def main(request: str) -> int:
@@ -50,7 +51,7 @@ def main(request: str) -> int:
         say(peers.reason(error))
         return 1
     found["facts"]["memory"]["host_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    workdir.write_json(folder / f"rank_{workers.index}.json", found)
+    workdir.write_json(as_path(folder) / f"rank_{workers.index}.json", found)
     return 0
 
 
