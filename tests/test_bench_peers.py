@@ -176,6 +176,26 @@ def test_who_does_not_train_alike_is_named(others, told):
         assert sentence.startswith(beginning)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("no such thing", "ValueError: no such thing"),
+        ("", "ValueError: "),
+        (
+            'Graph execution error:\n\nDetected at node while defined at (most recent call last):\n  File "a.py", line 1\n'
+            "2 root error(s) found.\n  (0) INVALID_ARGUMENT:  You must feed it\n\t [[{{node while}}]]\n",
+            "ValueError: You must feed it",
+        ),
+        (
+            'Graph execution error:\n\n  File "a.py", line 1\n\nTrying to access x\n Cf. y',
+            "ValueError: Trying to access x",
+        ),
+    ],
+)
+def test_the_reason_of_an_error_is_one_line(text, line):
+    assert peers.reason(ValueError(text)) == line
+
+
 def test_a_step_that_the_loss_scale_of_distloop_skips_is_not_compared():
     losses = {"distloop": [float("nan"), 2.0], "loop": [3.0, 2.0]}
     assert peers.differences(losses, "mixed_float16") == []
