@@ -182,7 +182,7 @@ def test_who_does_not_train_alike_is_named(others, told):
         ("no such thing", "ValueError: no such thing"),
         ("", "ValueError: "),
         (
-            'Graph execution error:\n\nDetected at node while defined at (most recent call last):\n  File "a.py", line 1\n'
+            'Graph execution error:\n\nDetected at node a defined at:\n  File "a.py", line 1\n'
             "2 root error(s) found.\n  (0) INVALID_ARGUMENT:  You must feed it\n\t [[{{node while}}]]\n",
             "ValueError: You must feed it",
         ),
