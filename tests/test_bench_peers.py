@@ -106,6 +106,25 @@ def test_ten_steps_of_mnist_cnn_have_losses_as_equal_as_a_comparison_asks_for(pe
 
 @slow
 @pytest.mark.parametrize("peer", ["loop", "fit"])
+@pytest.mark.parametrize(
+    ("workload", "task_args"),
+    [
+        ("bert_base", "layers=1,width=16,heads=2,vocabulary=50,length=8,predictions=3,examples=32"),
+        ("dlrm_small", "rows=50,width=4,dense=16,examples=32"),
+        ("gpt2_124m", "layers=1,width=16,heads=2,vocabulary=50,length=8,examples=32"),
+        ("resnet50", "blocks=1-1,width=4,image_size=32,classes=10,examples=32"),
+        ("null", "gradient_bytes=4000,examples=32"),
+    ],
+)
+def test_the_workloads_of_the_library_have_equal_losses_on_two_replicas(peer, workload, task_args):
+    settings = {"task_args": task_args, "learning_rate": 0.01, **TWO_REPLICAS}
+    expected, _ = reference(workload, (1,) * 4, **settings)
+    losses, _ = train(peer, workload, (1,) * 4, **settings)
+    assert peers.differences({"distloop": expected, peer: losses}, "float32") == []
+
+
+@slow
+@pytest.mark.parametrize("peer", ["loop", "fit"])
 @pytest.mark.parametrize("place", [ONE_DEVICE, TWO_REPLICAS])
 def test_a_peer_with_a_loss_scale_has_the_same_losses(peer, place):
     settings = {"precision": "mixed_float16", **place}
