@@ -106,6 +106,25 @@ def test_ten_steps_of_mnist_cnn_have_losses_as_equal_as_a_comparison_asks_for(pe
 
 @slow
 @pytest.mark.parametrize("peer", ["loop", "fit"])
+@pytest.mark.parametrize(
+    ("workload", "task_args"),
+    [
+        ("bert_base", "layers=1,width=16,heads=2,vocabulary=50,length=8,predictions=3,examples=32"),
+        ("dlrm_small", "rows=50,width=4,dense=16,examples=32"),
+        ("gpt2_124m", "layers=1,width=16,heads=2,vocabulary=50,length=8,examples=32"),
+        ("resnet50", "blocks=1-1,width=4,image_size=32,classes=10,examples=32"),
+        ("null", "gradient_bytes=4000,examples=32"),
+    ],
+)
+def test_the_workloads_of_the_library_have_equal_losses_on_two_replicas(peer, workload, task_args):
+    settings = {"task_args": task_args, "learning_rate": 0.01, **TWO_REPLICAS}
+    expected, _ = reference(workload, (1,) * 4, **settings)
+    losses, _ = train(peer, workload, (1,) * 4, **settings)
+    assert peers.differences({"distloop": expected, peer: losses}, "float32") == []
+
+
+@slow
+@pytest.mark.parametrize("peer", ["loop", "fit"])
 @pytest.mark.parametrize("place", [ONE_DEVICE, TWO_REPLICAS])
 def test_a_peer_with_a_loss_scale_has_the_same_losses(peer, place):
     settings = {"precision": "mixed_float16", **place}
@@ -174,6 +193,26 @@ def test_who_does_not_train_alike_is_named(others, told):
     assert len(sentences) == len(told)
     for sentence, beginning in zip(sentences, told, strict=True):
         assert sentence.startswith(beginning)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("no such thing", "ValueError: no such thing"),
+        ("", "ValueError: "),
+        (
+            'Graph execution error:\n\nDetected at node a defined at:\n  File "a.py", line 1\n'
+            "2 root error(s) found.\n  (0) INVALID_ARGUMENT:  You must feed it\n\t [[{{node while}}]]\n",
+            "ValueError: You must feed it",
+        ),
+        (
+            'Graph execution error:\n\n  File "a.py", line 1\n\nTrying to access x\n Cf. y',
+            "ValueError: Trying to access x",
+        ),
+    ],
+)
+def test_the_reason_of_an_error_is_one_line(text, line):
+    assert peers.reason(ValueError(text)) == line
 
 
 def test_a_step_that_the_loss_scale_of_distloop_skips_is_not_compared():
