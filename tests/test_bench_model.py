@@ -14,15 +14,8 @@ from benchmarks import predict as predict_module
 from benchmarks.fitting import Point
 from benchmarks.points import of_table
 from distloop.errors import UsageError
-from tests import harness
-
-
-def points(rows, size, up_to=math.inf):
-    return [
-        Point(r.config, r.devices, r.hosts, r.per_replica_batch, size, r.devices * r.per_replica_batch / r.throughput)
-        for r in rows
-        if r.devices <= up_to
-    ]
+from tests import harness, model_figures
+from tests.model_figures import points
 
 
 def error(found, point):
@@ -284,34 +277,13 @@ def test_g6_pods_of_tpus_need_a_cost_that_grows_with_their_number(rows):
     assert bands[0].high / bands[0].low < bands[1].high / bands[1].low < bands[2].high / bands[2].low
 
 
-def tables():
-    """Return the published points that the model explains, one table after the other."""
-    bert = [published.HOROVOD, published.PYTORCH]
-    yield from (points(rows, published.BERT_BASE_BYTES) for rows in bert)
-    yield points(published.MEGATRON, published.MEGATRON_BYTES)
-    yield from (points(rows, published.BERT_LARGE_BYTES) for rows in published.BERT_LARGE)
-    yield from (points(rows, 1e9) for rows in published.MAXTEXT)
-    yield from (points(rows, published.RESNET50_BYTES) for rows in (published.K80_RESNET50, published.RESNET50_FP32))
-    for config in sorted({row.config for row in published.RESNET50_PEERS}):
-        yield points([row for row in published.RESNET50_PEERS if row.config == config], published.RESNET50_BYTES)
-    yield from (points(rows, published.INCEPTION3_BYTES) for rows in (published.K80_INCEPTION3, published.P2_8XLARGE))
-    yield points(published.DAINT_SYNTHETIC, published.INCEPTION3_BYTES, up_to=64)
-
-
 def test_nine_of_ten_published_sizes_are_within_the_band_of_a_half_and_a_quarter_of_them():
-    within = []
-    for given in tables():
-        largest = max(p.devices for p in given)
-        for part in (2, 4):
-            smaller = [p for p in given if p.devices * part <= largest]
-            if len({p.hosts for p in smaller}) > 1:
-                found = fitting.fit(smaller)
-                for p in given:
-                    if p.devices == largest:
-                        told = fitting.predict(found, p.config, p.devices, p.hosts, p.batch, p.size)
-                        within.append(told.low <= p.seconds <= told.high)
-    assert len(within) == 34
-    assert np.mean(within) >= 0.9
+    explained_tables = [
+        t.points for t in model_figures.tables() if explained.explain(t.points).status == explained.FITS
+    ]
+    found = [one for given in explained_tables for part in (2, 4) for one in model_figures.held_out(given, part)]
+    assert len(found) == 34
+    assert np.mean([inside for _, inside in found]) >= 0.9
 
 
 # The command
@@ -488,3 +460,7 @@ def test_a_table_without_rows_to_fit_is_told(tmp_path):
 def test_times_of_failures_that_cannot_be_are_told(hours, checkpoint, restart, told):
     with pytest.raises(UsageError, match=told):
         predict_module.reliability(hours, checkpoint, restart)
+
+
+def test_the_page_has_the_figures_of_this_code():
+    assert model_figures.of_page() == model_figures.figures()
