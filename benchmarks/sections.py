@@ -96,8 +96,9 @@ def _order(result: Record) -> tuple[Any, ...]:
 def _facts(env: Record, part: Sequence[Record], results: Sequence[Record]) -> dict[str, str]:
     hardware = env["hardware"]
     each = f" of {tables.gib(hardware['device_memory_bytes'])}" if hardware.get("device_memory_bytes") else ""
-    words = [f"{hardware['devices']} x {hardware['device']}{each}", f"{hardware['cpu']}, {hardware['cores']} cores"]
-    words += [f"{tables.gib(hardware['memory_bytes'])} of memory"]
+    words = [f"{hardware['devices']} x {hardware['device']}{each}"]
+    words += [hardware["cpu"]] if hardware["cpu"] != hardware["device"] else []
+    words += [f"{hardware['cores']} cores", f"{tables.gib(hardware['memory_bytes'])} of memory"]
     words += [f"driver {hardware['driver']}"] if hardware.get("driver") else []
     words += [f"{hardware['hosts']} hosts"] if hardware.get("hosts", 1) > 1 else []
     runs = _of_kind(part, "run")

@@ -27,7 +27,7 @@ _MODES = {
     "input": "batches are read and not used",
     "comm": "gradients are only exchanged",
     "nocomm": "gradients are not exchanged",
-    "noupdate": "nor applied",
+    "noupdate": "gradients are neither exchanged nor applied",
     "e2e": "real data, from its files to the logs",
     "startup": "until the first step",
 }
