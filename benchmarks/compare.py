@@ -3,7 +3,8 @@
 python -m benchmarks.compare BASE NEW --tolerance=0.03
 python -m benchmarks.compare --aa RUN
 
-The exit code is 0 if all cases are the same or improved, 1 if one regressed or failed, 2 if more launches are needed.
+The exit code is 0 if all cases are the same or improved, 1 if one regressed or failed, 2 if one is inconclusive and
+needs more launches, 64 if the runs cannot be compared or the tolerance is below the machine's floor.
 """
 
 import json
@@ -16,7 +17,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import cases, command, statistics
-from benchmarks.comparison import Pair, Run, against_itself, compare, floor_of, load, machine_floor, unmatched
+from benchmarks.comparison import (
+    Pair,
+    Run,
+    against_itself,
+    check_tolerance,
+    compare,
+    floor_of,
+    load,
+    machine_floor,
+    unmatched,
+)
 from benchmarks.statistics import Ratio
 from distloop.errors import UsageError
 
@@ -47,17 +58,20 @@ def main(arguments: Sequence[str]) -> int:
         expected = "--aa RUN" if values.aa else "BASE NEW"
         raise UsageError(f"there are {len(arguments)} arguments; expected {expected}: files or folders of records.")
     if values.aa:
-        return _show_floor(load(arguments[0]), values.tolerance, as_json=values.json)
+        floor = _show_floor(load(arguments[0]), as_json=values.json)
+        check_tolerance(values.tolerance, floor)
+        return 0
     base, new = map(load, arguments)
     pairs = compare(base, new, values.tolerance, across=values.across)
     if values.json:
         print(json.dumps(_document(base, new, pairs, values.tolerance), indent=2))
     else:
         _print(base, new, pairs, values.tolerance)
-    return _exit_code(base, new, pairs)
+    return exit_code(base, new, pairs)
 
 
-def _exit_code(base: Run, new: Run, pairs: Sequence[Pair]) -> int:
+def exit_code(base: Run, new: Run, pairs: Sequence[Pair]) -> int:
+    """Return 1 if a case regressed or failed, else 2 if one is inconclusive, else 0."""
     found = {pair.verdict for pair in pairs}
     if "regressed" in found or any(new.results[key]["error"] for key in base.steps if key in new.results):
         return 1
@@ -84,7 +98,7 @@ def _document(base: Run, new: Run, pairs: Sequence[Pair], tolerance: float) -> d
         ],
         "geometric_mean": _numbers(statistics.geometric_mean([pair.ratio for pair in pairs])),
         "unmatched": unmatched(base, new),
-        "exit_code": _exit_code(base, new, pairs),
+        "exit_code": exit_code(base, new, pairs),
     }
 
 
@@ -98,8 +112,8 @@ def _print(base: Run, new: Run, pairs: Sequence[Pair], tolerance: float) -> None
     for pair in pairs:
         table.add_row(
             pair.case.name,
-            " and ".join(map(str, pair.launches)),
-            *(f"{value:,.4g}" if value < 1e4 else f"{value:,.0f}" for value in pair.throughput),
+            ", ".join(map(str, pair.launches)),
+            *map(_number, pair.throughput),
             _text(pair.ratio),
             "" if pair.ratio.p is None else f"{pair.ratio.p:.2g}",
             _verdict(pair),
@@ -108,20 +122,21 @@ def _print(base: Run, new: Run, pairs: Sequence[Pair], tolerance: float) -> None
     table.add_section()
     table.add_row("geometric mean", "", "", "", _text(statistics.geometric_mean([pair.ratio for pair in pairs])))
     console.print(table)
-    others = _table("case", *(title for title, _ in _UNITS.values()))
+    measured = {name: unit for name, unit in _UNITS.items() if any(any(pair.others[name]) for pair in pairs)}
+    others = _table("case", *(title for title, _ in measured.values()))
     for pair in pairs:
-        others.add_row(pair.case.name, *(_change(pair.others[name], unit) for name, (_, unit) in _UNITS.items()))
+        others.add_row(pair.case.name, *(_change(pair.others[name], unit) for name, (_, unit) in measured.items()))
     console.print(others)
     for name, reason in unmatched(base, new).items():
         console.print(f"{name}: {reason}", markup=False, soft_wrap=True)
     console.print(
-        f"Throughput, with 95 % intervals; the same is within {tolerance:.1%}. p: Mann and Whitney's test of the launches.",
+        f"Throughput and its 95 % interval; the same is within {tolerance:.2%}. p: Mann and Whitney, of the launches.",
         soft_wrap=True,
     )
 
 
-def _show_floor(run: Run, tolerance: float, *, as_json: bool) -> int:
-    """Print what equal launches differ by; return 0 if the tolerance is not below it, else 2."""
+def _show_floor(run: Run, *, as_json: bool) -> float:
+    """Print what equal launches differ by, case by case; return the floor of the machine."""
     halves = {key: ratio for key, steps in run.steps.items() if (ratio := against_itself(steps))}
     floors = {key: floor_of(run.steps[key]) for key in halves}
     floor = machine_floor(floors.values())
@@ -142,13 +157,13 @@ def _show_floor(run: Run, tolerance: float, *, as_json: bool) -> int:
         console = Console(highlight=False)
         console.print(table)
         console.print(f"Equal runs of so many launches differ by up to {floor:.2%} on this machine.", soft_wrap=True)
-    return 0 if floor <= tolerance else 2
+    return floor
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        table.add_column(name, justify="left" if name in ("case", "verdict") else "right")
+        table.add_column(name, justify="left" if name in ("case", "verdict") else "right", overflow="fold")
     return table
 
 
@@ -164,7 +179,11 @@ def _verdict(pair: Pair) -> str:
 
 
 def _change(values: tuple[float | None, float | None], unit: float) -> str:
-    return " to ".join("?" if value is None else f"{value * unit:,.4g}" for value in values) if any(values) else ""
+    return " → ".join("?" if value is None else _number(value * unit) for value in values)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 if __name__ == "__main__":

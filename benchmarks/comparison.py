@@ -84,8 +84,8 @@ def _steps(result: Record, windows: Mapping[str, Sequence[Record]]) -> Launches:
 def compare(base: Run, new: Run, tolerance: float, *, across: bool = False) -> list[Pair]:
     """Return the cases that both runs have measured.
 
-    Raises UsageError if there is none, if the tolerance is below the machine's floor and, unless `across`, if the runs
-    were made in different environments.
+    Raises UsageError if there is none, if the runs were made in different environments, unless `across`, and if the
+    tolerance is below the machine's floor where that is known and no pair differs by more.
     """
     keys = [key for key in base.steps if key in new.steps]
     if not keys:
@@ -107,13 +107,18 @@ def compare(base: Run, new: Run, tolerance: float, *, across: bool = False) -> l
         )
         for key, counts, ratio, verdict in zip(keys, launches, ratios, found, strict=True)
     ]
-    floor = machine_floor(pair.floor for pair in pairs)
+    if not {"regressed", "improved"} & set(found):  # what is found beyond a tolerance is found, however small that is
+        check_tolerance(tolerance, machine_floor(pair.floor for pair in pairs))
+    return pairs
+
+
+def check_tolerance(tolerance: float, floor: float | None) -> None:
+    """Raise UsageError if equal runs cannot be told to be the same at this tolerance."""
     if floor is not None and tolerance < floor:
         raise UsageError(
             f"tolerance is {tolerance:g}, but equal runs differ by up to {floor:.2%} on this machine; "
             f"give --tolerance={math.ceil(floor * 1000) / 1000:g} or more, or measure more launches."
         )
-    return pairs
 
 
 def unmatched(base: Run, new: Run) -> dict[str, str]:

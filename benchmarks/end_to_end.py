@@ -1,6 +1,7 @@
 """A whole training as a user starts it: real data, evaluations, checkpoints and logs, and what each of them takes."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,7 +24,7 @@ def measure(case: Case, config: RunConfig, startup_secs: dict[str, float]) -> di
     The window's `eval_s` and `save_s` are what the loop waited for; its `host_gap_s` is the rest outside of the steps,
     such as logging. The end of the run, with its last checkpoint, belongs to it.
     """
-    window = {"index": 0, "steps": 0, "seconds": 0.0, "input_wait_s": 0.0, "eval_s": 0.0, "save_s": 0.0}
+    window: dict[str, Any] = {"index": 0, "steps": 0, "seconds": 0.0, "input_wait_s": 0.0, "eval_s": 0.0, "save_s": 0.0}
     seen: dict[str, float] = {}
     losses: list[float] = []
 
@@ -36,22 +37,23 @@ def measure(case: Case, config: RunConfig, startup_secs: dict[str, float]) -> di
             return
         seen["in_calls"] += progress.seconds
         window["steps"] = progress.step - int(seen["step"])
-        waited = window["input_wait_s"]
-        known = waited is not None and progress.input_wait is not None
-        window["input_wait_s"] = waited + progress.input_wait * progress.seconds if known else None
+        waited = math.nan if progress.input_wait is None else progress.input_wait * progress.seconds
+        window["input_wait_s"] += waited
 
     reduced: list[leave_out.Reduced] = []
     began = time.perf_counter()
     with _timed_phases(window), _kept_setup() as kept, leave_out.nothing(reduced):
         train(config.task, config, extra_actions=[watch])
     window["seconds"] = time.perf_counter() - seen["begin"]
+    if math.isnan(window["input_wait_s"]):  # not measured
+        window["input_wait_s"] = None
     others = seen["in_calls"] + window["eval_s"] + window["save_s"]
     window["host_gap_s"] = max(0.0, window["seconds"] - others)
     return {
         "facts": {
             **facts.of_model(case, kept[0], startup.train_stream(kept[0]), reduced),
             "startup_s": startup_secs,
-            "losses": losses,
+            "losses": [loss for loss in losses if math.isfinite(loss)],
             "calls_per_step": 1 / config.steps_per_call,
             "call_overhead_s": None,
             "warnings": [],

@@ -1,6 +1,6 @@
 """Floating-point operations of what TensorFlow traced: the matrix products and convolutions that training needs.
 
-Counted as model FLOPs are (https://arxiv.org/abs/2204.02311, appendix B): 2 for a multiplication with its addition;
+As model FLOPs are counted (https://arxiv.org/abs/2204.02311, appendix B): 2 for a multiplication with its addition;
 elementwise operations, normalization, lookups and the optimizer count nothing. Masked attention counts in full.
 """
 
@@ -11,8 +11,6 @@ from typing import Any
 import tensorflow as tf
 
 from distloop.steps import CompiledSteps
-
-FORMULA = "2 for each multiply-add of matrix products and convolutions, forward and backward, in the traced graph"
 
 _PRODUCT = re.compile("MatMul|BatchMatMul(V2|V3)?")
 _CONVOLUTION = re.compile("(Conv2D|Conv3D|DepthwiseConv2dNative)(Backprop(Input|Filter)(V2)?)?")

@@ -10,9 +10,7 @@ import keras
 
 from benchmarks.peer_step import forward, look, optimizer_of
 from benchmarks.timing import Train
-from distloop.errors import UsageError
 from distloop.startup import Setup
-from distloop.steps import separate_seeds
 from distloop.task import Batch
 
 _ENDLESS = 2**31  # epochs
@@ -58,7 +56,6 @@ def _model(setup: Setup, dataset: Any) -> _Model:
         model = _Model(layers, outputs, look(setup, dataset).parts[_LOSS_PARTS:])
         # Its default, "auto", would pick XLA where it can.
         model.compile(optimizer_of(setup), jit_compile=setup.config.jit_compile)  # pyright: ignore[reportArgumentType]
-    separate_seeds(setup.strategy, setup.state)
     return model
 
 
@@ -72,17 +69,12 @@ def one_step_an_execution(setup: Setup, dataset: Any) -> Iterator[Train]:
 
 @contextmanager
 def many_steps_an_execution(setup: Setup, dataset: Any) -> Iterator[Train]:
-    """Fit with `steps_per_execution` of `steps_per_call`, or of all the steps of a shorter call."""
+    """Fit with the largest `steps_per_execution` that is at most `steps_per_call` and divides the steps of a call."""
     model = _model(setup, dataset)
     functions: dict[int, Any] = {}  # compiled for one number of steps each
 
     def prepare(steps: int) -> None:
-        size = min(steps, setup.config.steps_per_call)
-        if steps % size:
-            raise UsageError(
-                f"a call of {steps} steps is no multiple of steps_per_call ({size}), as steps_per_execution of the "
-                "peer fit_many needs."
-            )
+        size = max(size for size in range(1, setup.config.steps_per_call + 1) if steps % size == 0)
         model.steps_per_execution = size
         if size not in functions:
             model.make_train_function(force=True)

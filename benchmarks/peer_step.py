@@ -13,7 +13,6 @@ from distloop.config import RunConfig
 from distloop.errors import UsageError
 from distloop.metrics import Metric, divide, mean, pack
 from distloop.startup import Setup
-from distloop.steps import separate_seeds
 from distloop.task import Batch
 
 # Settings that the peers follow, and those that say nothing of a step; the rest must have their defaults.
@@ -129,7 +128,6 @@ def training(setup: Setup, dataset: Any) -> Training:
     strategy, jit_compile = setup.strategy, setup.config.jit_compile
     optimizer = optimizer_of(setup)
     layout = look(setup, dataset)
-    separate_seeds(strategy, setup.state)
     with strategy.scope():
         sums = tf.Variable(
             tf.zeros([layout.size]),

@@ -19,7 +19,7 @@ Points = Sequence[tuple[float, float]]
 
 # Those of Okabe and Ito (jfly.uni-koeln.de/color), shifted until their contrast is 3:1 on white and on a dark page.
 COLORS = ("#2380C0", "#D55E00", "#00966E", "#B8659A", "#7F7F7F")
-MARKERS = "osD^v"
+MARKERS = "osD^vP*"  # of another number than the colours: 35 curves differ
 _INK = "#010101"  # text and axes; an SVG has currentColor in its place
 _WIDTH = 5.4  # inches; on a phone the figure shrinks to two thirds and its text must still be read
 _STYLE: dict[Any, Any] = {
@@ -33,7 +33,6 @@ _STYLE: dict[Any, Any] = {
     "ytick.color": _INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlelocation": "left",
     "legend.frameon": False,
     "errorbar.capsize": 3,
     "lines.markersize": 5,
@@ -43,7 +42,7 @@ _STYLE: dict[Any, Any] = {
 def throughput(title: str, curves: Mapping[str, Sequence[Mapping[str, Any]]], models: Mapping[str, Points]) -> Figure:
     """Draw throughput against replicas; `curves` are results by label, `models` what a fit says, by the same labels."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(title, 3.6)
+        figure, axes = _figure(title, 3.1)
         for label, results, color, marker in zip(curves, curves.values(), cycle(COLORS), cycle(MARKERS), strict=False):
             sizes = [replicas_of(result["case"]) for result in results]
             rate = results[0]["throughput"]["median"] / sizes[0]
@@ -71,7 +70,7 @@ def throughput(title: str, curves: Mapping[str, Sequence[Mapping[str, Any]]], mo
 def step_time(title: str, bars: Sequence[tuple[str, Mapping[str, Any]]]) -> Figure:
     """Draw where the time of a step goes: `bars` are labels and results."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(title, 1.3 + 0.55 * len(bars))
+        figure, axes = _figure(title, 1.0 + 0.5 * len(bars))
         longest = max(result["step_ms"]["median"] for _, result in bars)
         measured = [part for part in PARTS if any(_part(result, part) is not None for _, result in bars)]
         for row, (label, result) in enumerate(bars):
@@ -102,7 +101,7 @@ def bus_bandwidth(
 ) -> Figure:
     """Draw the bus bandwidth of all-reduces against their size; `curves` are `comm_point` lines by label."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(title, 3.4)
+        figure, axes = _figure(title, 3.1)
         axes.set_xscale("log", base=2)
         for label, points, color, marker in zip(curves, curves.values(), cycle(COLORS), cycle(MARKERS), strict=False):
             intervals = [_bandwidth(point) for point in points]
@@ -124,7 +123,7 @@ def bus_bandwidth(
 def peers(title: str, results: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the throughput of peers, relative to the hand-written loop where it has one; the failed come last."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(title, 1.1 + 0.4 * len(results))
+        figure, axes = _figure(title, 1.1 + 0.36 * len(results))
         measured = [result for result in results if result["throughput"]]
         failed = [result for result in results if not result["throughput"]]
         loops = [result["throughput"]["median"] for result in measured if _peer(result) == "loop"]
@@ -174,7 +173,8 @@ def to_svg(figure: Figure) -> str:
 def _figure(title: str, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(textwrap.shorten(title, 60, placeholder="..."), fontsize=11, fontweight="bold")
+    wrapped = textwrap.fill(title, 60, max_lines=2)
+    figure.suptitle(wrapped, x=0.015, ha="left", fontsize=11, fontweight="bold")
     axes.grid(alpha=0.15, color=_INK)
     axes.set_axisbelow(True)
     return figure, axes
@@ -190,9 +190,13 @@ def _draw_intervals(
 
 
 def _add_legend(figure: Figure) -> None:
+    """Add a legend below; the figure grows by its height."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     wrapped = [textwrap.fill(label, 64, max_lines=2) for label in labels]
-    figure.legend(handles, wrapped, loc="outside lower left", ncols=2 if max(map(len, labels)) < 30 else 1, fontsize=9)
+    columns = 2 if max(map(len, labels)) < 30 else 1
+    lines = sum(text.count("\n") + 1 for text in wrapped) / columns
+    figure.set_figheight(figure.get_figheight() + 0.19 * math.ceil(lines))
+    figure.legend(handles, wrapped, loc="outside lower left", ncols=columns, fontsize=9)
 
 
 def _apart(places: set[int], distance: float) -> list[int]:

@@ -7,8 +7,12 @@ import numpy as np
 
 from benchmarks import statistics
 from benchmarks.cases import Case
+from benchmarks.peaks import Peak
 
-MFU = "FLOPs of an example * examples a second / (devices * peak FLOPs a second of a device)"
+MFU = (
+    "FLOPs of an example (2 a multiply-add of the traced step) * examples a second / "
+    "(devices * peak FLOPs a second of a device)"
+)
 _STEADY = 0.05  # the halves of a steady launch differ by no more, relative
 _SAME_IN_ALL_LAUNCHES = ("params", "gradient_bytes", "unit", "units_per_example", "flops_per_example")
 
@@ -26,14 +30,14 @@ def summarize(
     launches: Sequence[Launch],
     *,
     env: str,
-    peak: Any = None,
+    peak: Peak | None = None,
     baseline: Mapping[str, Any] | None = None,
     breakdown: Mapping[str, float | None] | None = None,
     error: str | None = None,
 ) -> dict[str, Any]:
     """Return the fields of a result line; null where nothing was measured.
 
-    `env` is the hash of the env line, `peak` the `peaks.Peak` of one device, `baseline` the result line that efficiency
+    `env` is the hash of the env line, `peak` that of one device, `baseline` the result line that efficiency
     is relative to, `breakdown` the milliseconds of a step's parts, `error` why launches failed. Raises ValueError for
     launches that cannot be of this case.
     """
@@ -136,7 +140,9 @@ def _efficiency(case: Case, throughput: statistics.Interval, baseline: Mapping[s
     }
 
 
-def _flops(case: Case, step: statistics.Interval, per_example: float | None, peak: Any) -> dict[str, Any] | None:
+def _flops(
+    case: Case, step: statistics.Interval, per_example: float | None, peak: Peak | None
+) -> dict[str, Any] | None:
     if per_example is None:
         return None
     per_second = per_example * case.global_batch / (step.median / 1e3)

@@ -128,12 +128,13 @@ def _hosts(wanted: Sequence[modes.Wanted]) -> Hosts:
 
 def _settings() -> dict[str, Any]:
     """Return the settings of a run that the flags give, without those that are as they are by default."""
-    RunConfig(**{s.name: flags.FLAGS[s.name].value for s in fields(RunConfig) if s.name not in _NOT_SETTINGS})
-    return {
+    given: dict[str, Any] = {
         setting.name: flags.FLAGS[setting.name].value
         for setting in fields(RunConfig)
         if setting.name not in _NOT_SETTINGS and flags.FLAGS[setting.name].value != setting.default
     }
+    RunConfig(**given)
+    return given
 
 
 def _variation(text: str) -> tuple[str, list[Any]]:
@@ -166,9 +167,10 @@ def _peers(names: Sequence[str]) -> Sequence[str]:
 
 
 def _numbers(flag: str) -> list[int]:
-    found = [_number(text, flag) for text in flags.FLAGS[flag].value]
+    texts: Any = flags.FLAGS[flag].value
+    found = [_number(text, flag) for text in texts]
     if not found or any(number < 1 or number != int(number) for number in found):
-        raise UsageError(f"{flag} is {','.join(flags.FLAGS[flag].value)}; expected whole numbers of at least 1.")
+        raise UsageError(f"{flag} is {','.join(texts)}; expected whole numbers of at least 1.")
     return [int(number) for number in found]
 
 

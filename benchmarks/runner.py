@@ -35,7 +35,7 @@ def run(
     UsageError for what the user can mend, unless it is a peer that does not have what the case asks for.
     """
     env = environment.collect()
-    recorder.write("env", **env)
+    recorder.write("env", **env, warnings=environment.warnings())
     all_cases = modes.unique(wanted)
     done: dict[str, list[Done]] = {case.key: [] for case in all_cases}
     failed: dict[str, Failed] = {}
@@ -110,14 +110,14 @@ def conclude(
             return
         found = launches[case.key]
         precision = str(case.settings.get("precision", "float32"))
-        peak = found and peaks.find(env["hardware"]["device"], precision, 1)
+        peak = peaks.find(env["hardware"]["device"], precision)
         written[case.key] = recorder.write(
             "result",
             **results.summarize(
                 case,
                 found,
                 env=env["hash"],
-                peak=peak or None,
+                peak=peak,
                 baseline=written.get(baseline.key) if baseline else None,
                 breakdown=parts,
                 error=errors.get(case.key),

@@ -78,7 +78,7 @@ def _section(env: Record, part: Sequence[Record], suffix: str) -> Section:
         commands=list(dict.fromkeys(shlex.join(run["argv"]) for run in _of_kind(part, "run"))),
         findings=[_finding(verdict, results) for verdict in _of_kind(part, "verdict")],
         warnings=[f"{tables.label(result['case'])}: {text}" for result in results for text in result["warnings"]],
-        images=[_image(title, about, figure, suffix) for title, about, figure in figures],
+        images=_images(figures, suffix),
         tables=made,
     )
 
@@ -96,8 +96,9 @@ def _order(result: Record) -> tuple[Any, ...]:
 def _facts(env: Record, part: Sequence[Record], results: Sequence[Record]) -> dict[str, str]:
     hardware = env["hardware"]
     each = f" of {tables.gib(hardware['device_memory_bytes'])}" if hardware.get("device_memory_bytes") else ""
-    words = [f"{hardware['devices']} x {hardware['device']}{each}", f"{hardware['cpu']}, {hardware['cores']} cores"]
-    words += [f"{tables.gib(hardware['memory_bytes'])} of memory"]
+    words = [f"{hardware['devices']} x {hardware['device']}{each}"]
+    words += [hardware["cpu"]] if hardware["cpu"] != hardware["device"] else []
+    words += [f"{hardware['cores']} cores", f"{tables.gib(hardware['memory_bytes'])} of memory"]
     words += [f"driver {hardware['driver']}"] if hardware.get("driver") else []
     words += [f"{hardware['hosts']} hosts"] if hardware.get("hosts", 1) > 1 else []
     runs = _of_kind(part, "run")
@@ -131,9 +132,16 @@ def _finding(verdict: Record, results: Sequence[Record]) -> dict[str, str]:
     }
 
 
-def _image(title: str, about: str, figure: Figure, suffix: str) -> Image:
-    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:80] + suffix
-    return Image(name, title, about, Markup(plots.to_svg(figure)), plots.to_png(figure))
+def _images(figures: Iterable[tuple[str, str, Figure]], suffix: str) -> list[Image]:
+    names: list[str] = []
+    images = []
+    for title, about, figure in figures:
+        name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:80]
+        names.append(name)
+        count = names.count(name)
+        whole = f"{name}{f'-{count}' if count > 1 else ''}{suffix}"
+        images.append(Image(whole, title, about, Markup(plots.to_svg(figure)), plots.to_png(figure)))
+    return images
 
 
 def _grouped(items: Iterable[_T], key: Callable[[_T], Any]) -> dict[Any, list[_T]]:
@@ -146,13 +154,15 @@ def _grouped(items: Iterable[_T], key: Callable[[_T], Any]) -> dict[Any, list[_T
 def _curves(results: Sequence[Record], fits: Sequence[Record]) -> Iterator[tuple[str, str, Figure]]:
     """Yield a figure for each workload, mode and way of scaling of which several sizes were measured."""
     measured = [result for result in results if result["throughput"] and result["case"]["mode"] in _SCALED_MODES]
-    models = {fit["key"]: fit["curve"] for fit in fits if "key" in fit and "curve" in fit}
+    models = {
+        ("weak", fit["key"], fit["per_replica_batch"]): fit["curve"] for fit in fits if "key" in fit and "curve" in fit
+    }
     for kind, kept in ("weak", "per_replica_batch"), ("strong", "global_batch"):
         curves = _grouped(measured, lambda result, kept=kept: _curve(result["case"], kept))
         curves = [curve for curve in curves.values() if len({tables.replicas_of(r["case"]) for r in curve}) > 1]
         for (workload, mode), chosen in _grouped(curves, lambda curve: _workload_mode(curve[0]["case"])).items():
             named = {_curve_name(curve[0]["case"], kept): curve for curve in chosen}
-            lines = {name: models.get(_curve(curve[0]["case"], kept)[0]) for name, curve in named.items()}
+            lines = {name: models.get((kind, *_curve(curve[0]["case"], kept))) for name, curve in named.items()}
             title = f"Throughput of {workload}, {mode}, {kind} scaling"
             fixed = "batch a replica" if kind == "weak" else "global batch"
             about = f"The {fixed} stays the same. Bars are 95 % intervals."

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 ENOUGH_LAUNCHES = 5
 _RESAMPLES = 10_000
@@ -48,7 +48,7 @@ class Ratio:
 
     def p_below(self, bound: float) -> float:
         """Return how probable a ratio as small as this is where the true one is `bound`: Student's t, one-sided."""
-        return float(stats.t.cdf((np.log(self.median) - np.log(bound)) / self.error, self.freedom))
+        return float(special.stdtr(self.freedom, (np.log(self.median) - np.log(bound)) / self.error))
 
 
 def interval(windows_of_launches: Launches, seed: int = 0) -> Interval:
@@ -74,7 +74,7 @@ def ratio(base: Launches, new: Launches, seed: int = 0) -> Ratio:
         high=high,
         error=float(np.std(logs[1] - logs[0])),
         freedom=sum(counts) - 2,
-        p=float(stats.mannwhitneyu(launches[0], launches[1]).pvalue) if min(counts) >= ENOUGH_LAUNCHES else None,
+        p=_mann_whitney(launches[0], launches[1]) if min(counts) >= ENOUGH_LAUNCHES else None,
     )
 
 
@@ -83,14 +83,14 @@ def geometric_mean(ratios: Sequence[Ratio]) -> Ratio:
     mean = np.mean([np.log(one.median) for one in ratios])
     error = float(np.sqrt(sum(one.error**2 for one in ratios)) / len(ratios))
     freedom = sum(one.freedom for one in ratios)
-    low, median, high = np.exp(mean + error * stats.t.ppf([_ENDS[0], 0.5, _ENDS[1]], freedom)).tolist()
+    low, median, high = np.exp(mean + error * special.stdtrit(freedom, [_ENDS[0], 0.5, _ENDS[1]])).tolist()
     return Ratio(median, low, high, error, freedom, None)
 
 
 def jitter(values: Sequence[float] | np.ndarray) -> float:
     """Return the median absolute deviation, scaled to be the standard deviation of normal values."""
     distance = np.abs(np.asarray(values) - np.median(values))
-    return float(np.median(distance) / stats.norm.ppf(0.75))
+    return float(np.median(distance) / special.ndtri(0.75))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -108,6 +108,12 @@ def _medians(windows_of_launches: Launches) -> list[float]:
     if not windows_of_launches or not all(len(windows) for windows in windows_of_launches):
         raise ValueError("a launch without windows has no median; leave it out.")
     return [float(np.median(windows)) for windows in windows_of_launches]
+
+
+def _mann_whitney(base: Sequence[float], new: Sequence[float]) -> float:
+    from scipy.stats import mannwhitneyu  # a second to import, which only comparisons need
+
+    return float(mannwhitneyu(base, new).pvalue)
 
 
 def _draws(windows_of_launches: Launches, rng: np.random.Generator) -> np.ndarray:

@@ -27,7 +27,7 @@ _MODES = {
     "input": "batches are read and not used",
     "comm": "gradients are only exchanged",
     "nocomm": "gradients are not exchanged",
-    "noupdate": "nor applied",
+    "noupdate": "gradients are neither exchanged nor applied",
     "e2e": "real data, from its files to the logs",
     "startup": "until the first step",
 }
@@ -263,8 +263,8 @@ def fits(records: Iterable[Mapping[str, Any]]) -> Table:
     rows = [
         [
             Cell(fit["model"]),
-            Cell(", ".join(f"{name} {_plain(value)}" for name, value in fit["parameters"].items())),
-            Cell(", ".join(f"{name} {_plain(value)}" for name, value in fit["error"].items())),
+            Cell(_listed(fit["parameters"])),
+            Cell(_listed(fit["error"])),
             Cell(str(fit["points"])),
             source(fit),
         ]
@@ -273,5 +273,11 @@ def fits(records: Iterable[Mapping[str, Any]]) -> Table:
     return Table("Fits", "Lines of the figures.", ("model", "parameters", "error", "points", "record"), rows)
 
 
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_plain(value)}" for name, value in values.items())
+
+
 def _plain(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, Mapping):
+        return f"({_listed(value)})"
+    return DASH if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -10,16 +10,18 @@ import os
 import resource
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import psutil
 
-from benchmarks import timing
+from benchmarks import peers, timing
 from benchmarks.cases import Case, from_dict
 from distloop import cluster, workdir
 from distloop.config import RunConfig
 from distloop.errors import UsageError
 from distloop.say import say
+from distloop.storage import as_path
 
 
 def main(request: str) -> int:
@@ -42,8 +44,14 @@ def main(request: str) -> int:
     except UsageError as error:
         say(str(error))
         return error.exit_code
+    except Exception as error:
+        if case.peer == "distloop":
+            raise
+        traceback.print_exc()
+        say(peers.reason(error))
+        return 1
     found["facts"]["memory"]["host_peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    workdir.write_json(folder / f"rank_{workers.index}.json", found)
+    workdir.write_json(as_path(folder) / f"rank_{workers.index}.json", found)
     return 0
 
 

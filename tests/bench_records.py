@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from benchmarks import results
+from benchmarks import curves, results
 from benchmarks.cases import Case
 
 SCHEMA = "distloop.bench/1"
@@ -144,13 +144,8 @@ def on_gpus():
         all_reduce = Case("null", mode="comm", workers=2, replicas=4, per_replica_batch=1, settings=settings)
         lines += launches_of(all_reduce)
         lines += [result(all_reduce, 1000.0 / power, breakdown_ms=None, flops=None), comm_point(all_reduce, 4**power)]
-    fields = dict(parameters={"latency": 60e-6, "per_byte": 1 / 6e9}, error={"mape": 0.012}, points=10)
-    curve = [[4**power, 4**power / (60e-6 + 4**power / 6e9) * 2 * 7 / 8] for power in range(5, 15)]
-    lines.append(record("fit", model="all-reduce", **fields, what="sweep", replicas=8, hosts=2, curve=curve))
-    fields = dict(parameters={"compute": 0.0908, "across": 1.9e-9}, error={"mape": 0.021}, points=4)
-    curve = [[n, 128 * n / (0.0908 + 0.0025 * (n - 1))] for n in range(1, 9)]
-    lines.append(record("fit", model="scaling", **fields, key=first.scaling_key, curve=curve))
-    return lines
+    fits = curves.of_sweeps(lines) + curves.of_all_reduces(line for line in lines if line["kind"] == "comm_point")
+    return lines + [record("fit", **fields) for fields in fits]
 
 
 def on_cpu():

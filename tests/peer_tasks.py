@@ -79,8 +79,8 @@ def train(peer, task, calls, *, workers=None, dataset_of=lambda dataset: dataset
     name, strategy = startup.start_strategy(made, config, workers)
     setup = startup.set_up(made, config, as_path("unused"), workers, name, strategy)
     stream = startup.train_stream(setup)
+    separate_seeds(strategy, setup.state)
     if peer == "distloop":
-        separate_seeds(strategy, setup.state)
         step = setup.task.train_step
         run = startup.compiled(setup, step, stream, first_step=0, training=True, stop=tf.Variable(0.0))
         losses = [results(run.metrics, run(steps).sums)["loss"] for steps in calls]

@@ -1,21 +1,16 @@
 """What is written follows the schema and agrees with itself; what is read is told by file and line if it does not."""
 
 import json
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from benchmarks import records, results
 from benchmarks.cases import Case
+from benchmarks.peaks import Peak
 from distloop.errors import UsageError
 
 CASE = Case("mnist_cnn", workers=2, replicas=2, per_replica_batch=8)
-
-
-class Peak(NamedTuple):
-    flops_per_second: float
-    source: str
 
 
 def facts(case=CASE, **changes):

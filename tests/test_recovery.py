@@ -54,7 +54,7 @@ def reports(folder):
 @pytest.mark.parametrize("expected", [QUICK, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["kill", "others"])
 def test_a_run_goes_on_after_each_fault_and_ends_with_the_same_bits(tmp_path, clean, expected):
     run = Run(tmp_path / "run", 2)
-    code, out, err = harness.run(*supervised(run, f"--fault={','.join(expected)}"), fresh=True)
+    code, out, err = harness.run(*supervised(run, f"--fault={','.join(expected)}"), fresh=True, limit_secs=500)
     assert code == 0, out + err
     for report, (fault, (rank, exit_code, what)) in zip(reports(run.folder), expected.items(), strict=True):
         assert (report["rank"], report["code"]) == (rank, exit_code), report
