@@ -56,6 +56,8 @@ _ASKED = ("hop", "overlap")  # let in where the points ask for it; stragglers lo
 _HOSTS_FOR_HOP = 3  # numbers of hosts beyond 1, to tell its growth from the 2 (n - 1) / n of the bandwidth
 _NOTHING = 1e-6  # of the unit of a term: the search comes as near to its bound, 0
 _EVIDENCE = 2  # the least difference of Schwarz's criterion that counts ("positive": Kass and Raftery 1995)
+_LEAST_COMPUTE = 1e-3  # of the shortest step: some is left where points contradict each other
+_WIDEST = math.log(1000)  # of a band; more says no more
 _FLOOR = 0.005  # no table is more exact: what is left below is not worth another term
 # What is known of the noise before any point: 2 %, as sure as two points would make it.
 _NOISE, _NOISE_WEIGHT = 0.02, 2
@@ -131,7 +133,7 @@ def predict(found: Fit, config: str, devices: int, hosts: int, batch: float, siz
     titles = ["compute time", *(term.title for term in TERMS.values())]
     dominant = titles[int(np.argmax([shares[: len(names)].sum(), *shares[len(names) :]]))]
     seconds = float(_seconds([point], names, x)[0])
-    widening = math.exp(1.96 * deviation)
+    widening = math.exp(min(1.96 * deviation, _WIDEST))
     return Prediction(seconds, seconds / widening, seconds * widening, dominant)
 
 
@@ -194,7 +196,7 @@ def _solve(points: Sequence[Point], names: Sequence[str], terms: Sequence[str]) 
         least_squares(
             lambda y: _seconds(points, names, parameters(y)) / measured - 1,
             np.array([*[1.0] * len(names), *[start] * len(free)]),
-            bounds=(0, highest),
+            bounds=([*[_LEAST_COMPUTE] * len(names), *[0.0] * len(free)], highest),
             x_scale="jac",
             ftol=1e-12,
             xtol=1e-12,
@@ -205,7 +207,8 @@ def _solve(points: Sequence[Point], names: Sequence[str], terms: Sequence[str]) 
     count = len(points)
     criterion = count * math.log(2 * best.cost / count + _FLOOR**2) + len(highest) * math.log(count)
     x = parameters(best.x)
-    return np.where(x < _NOTHING, 0.0, x), criterion
+    x[free] = np.where(x[free] < _NOTHING, 0.0, x[free])
+    return x, criterion
 
 
 def _fixed(points: Sequence[Point]) -> list[float]:

@@ -11,10 +11,11 @@ from scipy.optimize import nnls
 
 from benchmarks import explained, fitting, published, scaling
 from benchmarks import predict as predict_module
+from benchmarks.cases import Case
 from benchmarks.fitting import Point
-from benchmarks.points import of_table
+from benchmarks.points import of_records, of_table
 from distloop.errors import UsageError
-from tests import harness, model_figures
+from tests import bench_records, harness, model_figures
 from tests.model_figures import points
 
 
@@ -172,6 +173,45 @@ def test_measured_communication_and_steps_without_it_are_points_of_the_same_fit(
     found = fitting.fit([Point("b32", 2, 2, 32, 4e8, step), Point("b32", 2, 2, 32, 0.0, 0.16), *of_bytes])
     assert found.compute["b32"] == pytest.approx(5e-3, rel=1e-3)
     assert (found.terms["start"], found.terms["across"]) == pytest.approx((2, 0.4), rel=1e-2)
+
+
+def recorded():
+    """Return records of steps on one and two hosts, of one without communication, and of communication alone."""
+    lines = []
+    for workers, mode, rate in [(1, "step", 100.0), (2, "step", 160.0), (2, "nocomm", 200.0), (2, "e2e", 50.0)]:
+        case = Case("resnet50", mode, workers=workers, per_replica_batch=32)
+        runs = [line for line in bench_records.launches_of(case) if line["kind"] == "run"]
+        lines += [{**line, "facts": {**line["facts"], "hosts": workers}} for line in runs]
+        lines.append(bench_records.result(case, rate))
+    failed = {**lines[-1], "step_ms": None, "error": "out of memory"}
+    for size in (1_000, 50_000_000, 102_228_128):
+        seconds = bench_records.interval(1e-3 + size * 8e-10)
+        lines.append(bench_records.record("comm_point", bytes=size, replicas=2, hosts=2, seconds=seconds))
+    return [*lines, failed]
+
+
+def test_records_of_measured_runs_are_points():
+    found = of_records(recorded())
+    assert [(p.config, p.devices, p.hosts, p.size) for p in found] == [
+        ("resnet50 b32", 1, 1, 102_228_128),
+        ("resnet50 b32", 2, 2, 102_228_128),
+        ("resnet50 b32", 2, 2, 0),
+        (None, 2, 2, 50_000_000),  # the smallest goes by other rules
+        (None, 2, 2, 102_228_128),
+    ]
+    assert [p.seconds for p in found] == pytest.approx([0.32, 0.4, 0.32, 0.041, 0.0828], rel=1e-3)
+
+
+def test_steps_and_communication_of_records_tell_larger_sizes():
+    found = predict_module.study(of_records(recorded()), None, None, [4])
+    assert found["fit"]["status"] == "fits"
+    (told,) = found["predictions"]
+    assert told["throughput"] == pytest.approx(4 * 32 / (0.32 + 1e-3 + 1.5 * 0.0818), rel=0.01)
+
+
+def test_records_without_a_step_are_told():
+    with pytest.raises(UsageError, match="the records have no result of a step; expected those of"):
+        of_records([line for line in recorded() if line["kind"] == "comm_point"])
 
 
 # Gates: published tables
@@ -464,3 +504,11 @@ def test_times_of_failures_that_cannot_be_are_told(hours, checkpoint, restart, t
 
 def test_the_page_has_the_figures_of_this_code():
     assert model_figures.of_page() == model_figures.figures()
+
+
+def test_points_that_contradict_each_other_are_unexplained_and_have_finite_predictions():
+    alone = [Point(None, 2, 1, 1, size, 3e-8 * size) for size in (1e7, 1e8)]
+    known = explained.explain([Point("a", 1, 1, 32, 1e8, 1e-3), Point("a", 2, 1, 32, 1e8, 2e-3), *alone])
+    assert known.status == explained.UNEXPLAINED
+    told = explained.foretell(known, "a", 4, 1, 32, 1e8)
+    assert 0 < told.low < told.seconds < told.high < math.inf
