@@ -79,7 +79,7 @@ def _less(whole: float | None, without: float | None) -> float | None:
 
 
 def judge(result: Mapping[str, Any]) -> Verdict | None:
-    """Return what bounds a result that has a breakdown."""
+    """Return what bounds a result; None if that was not measured."""
     parts, step = result["breakdown_ms"], result["step_ms"]
     if parts is None or step is None:
         return None
@@ -101,5 +101,7 @@ def judge(result: Mapping[str, Any]) -> Verdict | None:
         )
     if shares.get(name, 0.0) < _MATTERS * whole:
         name = "compute"
+    if name == "compute" and parts["optimizer"] is None:
+        return None  # what else is in it was not measured
     bound, word, advice = _BOUNDS[name]
     return Verdict(bound, f"{word}: {parts[name]:.3g} of {whole:.3g} ms a step", advice)
