@@ -84,16 +84,18 @@ def contradicted(known: Explanation, points: Sequence[Point], devices: int) -> E
 
 
 def _growth(found: Fit) -> float:
-    """Return by how much the exposed time of the largest size with several configurations grows with the compute."""
+    """Return by how much, at least, the exposed time grows with the compute at the largest size that can tell."""
     places: dict[tuple[int, int], list[Point]] = {}
     for point in found.points:
         if point.devices > 1 and point.config is not None and point.size > 0:
             places.setdefault((point.devices, point.hosts), []).append(point)
     for _, points in sorted(places.items(), reverse=True):
         compute = np.array([found.compute[point.config or ""] * point.batch for point in points])
+        seconds = np.array([point.seconds for point in points])
         if compute.max() > 1.2 * compute.min():
-            exposed = np.array([point.seconds for point in points]) - compute
-            return float(np.polyfit(compute, exposed, 1)[0])
+            slope = np.polyfit(compute, seconds - compute, 1)[0]
+            # A step of 1 % more or less, as between two launches, must not count.
+            return float(slope - 0.02 * seconds.mean() / (compute.std() * math.sqrt(len(points))))
     return 0.0
 
 
