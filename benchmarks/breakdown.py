@@ -14,7 +14,6 @@ step = compute + exposed communication + optimizer + input wait + host gap
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-PARTS = ("compute", "comm_exposed", "optimizer", "input_wait", "host_gap", "eval", "save")
 # The largest part other than compute is what a step is bound by if it is more than this share of the step.
 _MATTERS = 0.2
 
@@ -85,7 +84,7 @@ def judge(result: Mapping[str, Any]) -> Verdict | None:
         return None
     whole = step["median"]
     skew = (result["skew_ms"] or {}).get("persistent", 0.0)
-    shares = {name: parts[name] for name in PARTS if name != "compute" and parts.get(name) is not None}
+    shares = {name: value for name, value in parts.items() if name != "compute" and value is not None}
     name = max(shares, key=shares.__getitem__, default="compute")
     if (step["high"] - step["low"]) > whole:
         return Verdict(
