@@ -14,7 +14,6 @@ step = compute + exposed communication + optimizer + input wait + host gap
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-PARTS = ("compute", "comm_exposed", "optimizer", "input_wait", "host_gap", "eval", "save")
 # The largest part other than compute is what a step is bound by if it is more than this share of the step.
 _MATTERS = 0.2
 
@@ -79,13 +78,13 @@ def _less(whole: float | None, without: float | None) -> float | None:
 
 
 def judge(result: Mapping[str, Any]) -> Verdict | None:
-    """Return what bounds a result that has a breakdown."""
+    """Return what bounds a result; None if that was not measured."""
     parts, step = result["breakdown_ms"], result["step_ms"]
     if parts is None or step is None:
         return None
     whole = step["median"]
     skew = (result["skew_ms"] or {}).get("persistent", 0.0)
-    shares = {name: parts[name] for name in PARTS if name != "compute" and parts.get(name) is not None}
+    shares = {name: value for name, value in parts.items() if name != "compute" and value is not None}
     name = max(shares, key=shares.__getitem__, default="compute")
     if (step["high"] - step["low"]) > whole:
         return Verdict(
@@ -101,5 +100,7 @@ def judge(result: Mapping[str, Any]) -> Verdict | None:
         )
     if shares.get(name, 0.0) < _MATTERS * whole:
         name = "compute"
+    if name == "compute" and parts["optimizer"] is None:
+        return None  # what else is in it was not measured
     bound, word, advice = _BOUNDS[name]
     return Verdict(bound, f"{word}: {parts[name]:.3g} of {whole:.3g} ms a step", advice)

@@ -1,5 +1,6 @@
 """How a benchmark command takes its flags and ends. The only import of absl here."""
 
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -33,5 +34,8 @@ def run(main: Callable[[list[str]], int]) -> None:
         except UsageError as error:
             say(str(error))
             return error.exit_code
+        except KeyboardInterrupt:
+            say("interrupted.")
+            return 128 + signal.SIGINT
 
     app.run(guarded, flags_parser=parse)

@@ -12,6 +12,7 @@ from benchmarks.cases import from_dict
 Record = Mapping[str, Any]
 _LEAST_SIZES = 3  # a line through two points says nothing of the model
 _DRAWN = 33  # points of a line
+_NOT_PARAMETERS = ("status", "mean_error", "max_error", "points", "held_out")
 
 
 def of_all_reduces(comm_points: Iterable[Record]) -> list[dict[str, Any]]:
@@ -41,43 +42,34 @@ def of_all_reduces(comm_points: Iterable[Record]) -> list[dict[str, Any]]:
 
 
 def of_sweeps(lines: Sequence[Record]) -> list[dict[str, Any]]:
-    """Return what the scaling model says of each sweep, of the env, result and comm_point lines of a run.
+    """Return what the scaling model says of each sweep, of the run, result and comm_point lines of an invocation.
 
     What the model does not explain has no curve.
     """
-    steps = [
-        line
-        for line in lines
-        if line["kind"] == "result" and line["case"]["mode"] == "step" and line["step_ms"] and not line["error"]
-    ]
-    sweeps = _grouped(steps, lambda result: points.config_of(result["case"]))
-    sweeps = {config: sweep for config, sweep in sweeps.items() if len(set(map(_size, sweep))) >= _LEAST_SIZES}
-    if not sweeps:
-        return []
-    largest = max(_size(result) for sweep in sweeps.values() for result in sweep)
-    sizes = sorted({round(size) for size in np.geomspace(1, largest, _DRAWN)})
-    known = predict.study(points.of_records(lines), None, None, sizes)
-    names = ("mean_error", "max_error", "points", "status", "reason")
+    results = [line for line in lines if line["kind"] == "result" and line["step_ms"]]
+    results = [result for result in results if result["case"]["mode"] in ("step", "nocomm")]
+    others = [line for line in lines if line["kind"] in ("run", "comm_point")]
     found = []
-    for config, sweep in sweeps.items():
+    for of_config in _grouped(results, lambda result: points.config_of(result["case"])).values():
+        sweep = [result for result in of_config if result["case"]["mode"] == "step"]
+        sizes = {result["case"]["workers"] * result["case"]["replicas"] for result in sweep}
+        if len(sizes) < _LEAST_SIZES:
+            continue
+        drawn = sorted({round(size) for size in np.geomspace(min(sizes), max(sizes), _DRAWN)})
+        known = predict.study(points.of_records([*others, *of_config]), None, None, drawn)
         case = from_dict(sweep[0]["case"])
-        rates = {one["devices"]: one["throughput"] for one in known["predictions"] if one["config"] == config}
         unit = sweep[0]["units_per_example"]
         fields = {
             "model": f"scaling: {known['fit']['status']}",
-            "parameters": {name: value for name, value in known["fit"].items() if name not in (*names, "held_out")},
+            "parameters": {name: value for name, value in known["fit"].items() if name not in _NOT_PARAMETERS},
             "error": {"mean": known["fit"]["mean_error"], "max": known["fit"]["max_error"]},
             "points": known["fit"]["points"],
             **{"key": case.scaling_key, "per_replica_batch": case.per_replica_batch},
         }
         if known["fit"]["status"] != "unexplained":
-            fields["curve"] = [[size, rates[size] * unit] for size in sizes if size <= max(map(_size, sweep))]
+            fields["curve"] = [[one["devices"], one["throughput"] * unit] for one in known["predictions"]]
         found.append(fields)
     return found
-
-
-def _size(result: Record) -> int:
-    return result["case"]["workers"] * result["case"]["replicas"]
 
 
 def _grouped(items: Iterable[Record], key: Callable[[Record], Any]) -> dict[Any, list[Record]]:

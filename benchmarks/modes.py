@@ -10,7 +10,7 @@ from benchmarks.cases import Case
 from distloop.errors import UsageError
 
 NAMES = ("step", "h2d", "input", "comm", "nocomm", "e2e", "sweep", "peers", "ablate", "startup")
-_SPLIT = ("step", "h2d", "e2e", "sweep", "ablate")  # of which it is told where the time goes
+SPLIT = ("step", "h2d", "e2e")  # modes of cases of which it is told where the time goes
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def plan(
         return [_wanted(case, split=False) for case in varied]
     if mode == "comm":
         return [Wanted(case) for case in _exchanges(grid, comm_bytes)]
-    return [_wanted(case, split=split and mode in _SPLIT) for case in grid]
+    return [_wanted(case, split=split and mode in SPLIT) for case in grid]
 
 
 def unique(wanted: Iterable[Wanted]) -> list[Case]:

@@ -19,6 +19,7 @@ Points = Sequence[tuple[float, float]]
 
 # Those of Okabe and Ito (jfly.uni-koeln.de/color), shifted until their contrast is 3:1 on white and on a dark page.
 COLORS = ("#2380C0", "#D55E00", "#00966E", "#B8659A", "#7F7F7F")
+_PART_COLORS = (*COLORS, "#B8860B", "#6A4C93")
 MARKERS = "osD^vP*"  # of another number than the colours: 35 curves differ
 _INK = "#010101"  # text and axes; an SVG has currentColor in its place
 _WIDTH = 5.4  # inches; on a phone the figure shrinks to two thirds and its text must still be read
@@ -75,7 +76,7 @@ def step_time(title: str, bars: Sequence[tuple[str, Mapping[str, Any]]]) -> Figu
         measured = [part for part in PARTS if any(_part(result, part) is not None for _, result in bars)]
         for row, (label, result) in enumerate(bars):
             begin = 0.0
-            for part, color in zip(PARTS, COLORS, strict=True):
+            for part, color in zip(PARTS, _PART_COLORS, strict=True):
                 width = _part(result, part) or 0.0
                 axes.barh(row, width, left=begin, height=0.4, color=color)
                 begin += width
@@ -85,7 +86,7 @@ def step_time(title: str, bars: Sequence[tuple[str, Mapping[str, Any]]]) -> Figu
             axes.text(begin + longest / 80, row, f"{result['step_ms']['median']:.3g} ms", va="center", fontsize=9)
         axes.set(xlim=(0, longest * 1.15), ylim=(len(bars) - 0.6, -0.75), yticks=[], xlabel="ms a step")
         axes.spines.left.set_visible(False)
-        for part, color in zip(PARTS, COLORS, strict=True):
+        for part, color in zip(PARTS, _PART_COLORS, strict=True):
             if part in measured:
                 axes.bar(0, 0, color=color, label=PARTS[part])
         _add_legend(figure)

@@ -36,11 +36,29 @@ def run(
     """
     env = environment.collect()
     recorder.write("env", **env, warnings=environment.warnings())
-    all_cases = modes.unique(wanted)
-    done: dict[str, list[Done]] = {case.key: [] for case in all_cases}
+    done: dict[str, list[Done]] = {case.key: [] for case in modes.unique(wanted)}
     failed: dict[str, Failed] = {}
+    try:
+        _launch_all(wanted, recorder, asked, show, env["hash"], done, failed)
+    except BaseException:
+        if any(done.values()):  # what was measured until then is not lost
+            _conclude_all(wanted, done, failed, recorder, env)
+        raise
+    return _conclude_all(wanted, done, failed, recorder, env)
+
+
+def _launch_all(
+    wanted: Sequence[Wanted],
+    recorder: records.Recorder,
+    asked: Asked,
+    show: Callable[[str], None],
+    env: str,
+    done: dict[str, list[Done]],
+    failed: dict[str, Failed],
+) -> None:
+    """Fill `done` and `failed`, by the keys of the cases."""
     for index in range(asked.launches):
-        for case in (case for case in all_cases if case.key not in failed):
+        for case in (case for case in modes.unique(wanted) if case.key not in failed):
             began = time.perf_counter()
             folder = asked.folder / f"{case.key}_{index}"
             found = launch(case, asked.timing, asked.hosts, folder, limit_secs=asked.limit_secs)
@@ -51,12 +69,22 @@ def run(
                 show(f"{case.name}: {found.error}")
                 continue
             done[case.key].append(found)
-            _write_launch(recorder, case, index, found, env["hash"])
+            _write_launch(recorder, case, index, found, env)
             step = np.median(results.step_ms(case, found.launch))
             seconds = time.perf_counter() - began
             show(f"{case.name}: launch {index + 1} of {asked.launches}: {step:.4g} ms a step ({seconds:.0f} s)")
+
+
+def _conclude_all(
+    wanted: Sequence[Wanted],
+    done: Mapping[str, Sequence[Done]],
+    failed: Mapping[str, Failed],
+    recorder: records.Recorder,
+    env: Mapping[str, Any],
+) -> list[dict[str, Any]]:
     launches = {key: [one.launch for one in found] for key, found in done.items()}
-    errors = {key: found.error for key, found in failed.items()} | _who_does_something_else(all_cases, launches)
+    errors = {key: found.error for key, found in failed.items()}
+    errors |= _who_does_something_else(modes.unique(wanted), launches)
     return conclude(wanted, launches, errors, recorder, env)
 
 
@@ -142,7 +170,7 @@ def _parts(
 ) -> dict[str, float | None] | None:
     """Return the breakdown of a step, if its parts were measured."""
     found = launches[one.case.key]
-    if not one.without or not found:
+    if one.case.mode not in modes.SPLIT or one.case.peer != "distloop" or not found:
         return None
 
     def step_ms(case: Case | None) -> float | None:

@@ -154,9 +154,8 @@ def _grouped(items: Iterable[_T], key: Callable[[_T], Any]) -> dict[Any, list[_T
 def _curves(results: Sequence[Record], fits: Sequence[Record]) -> Iterator[tuple[str, str, Figure]]:
     """Yield a figure for each workload, mode and way of scaling of which several sizes were measured."""
     measured = [result for result in results if result["throughput"] and result["case"]["mode"] in _SCALED_MODES]
-    models = {
-        ("weak", fit["key"], fit["per_replica_batch"]): fit["curve"] for fit in fits if "key" in fit and "curve" in fit
-    }
+    drawn = [fit for fit in fits if {"key", "per_replica_batch", "curve"} <= fit.keys()]
+    models = {("weak", fit["key"], fit["per_replica_batch"]): fit["curve"] for fit in drawn}
     for kind, kept in ("weak", "per_replica_batch"), ("strong", "global_batch"):
         curves = _grouped(measured, lambda result, kept=kept: _curve(result["case"], kept))
         curves = [curve for curve in curves.values() if len({tables.replicas_of(r["case"]) for r in curve}) > 1]

@@ -12,6 +12,8 @@ PARTS = {  # of breakdown_ms, as readers call them
     "input_wait": "input wait",
     "host_gap": "host gap",
     "optimizer": "optimizer",
+    "eval": "evaluations",
+    "save": "checkpoints",
 }
 PEER_NAMES = {
     "distloop": "distloop",

@@ -38,7 +38,9 @@ def launches_of(case, run="run1", env_hash=GPU, step_s=0.05, losses=(2.5, 2.25),
     found = []
     for index in range(3):
         launch = f"{run}-{case.key}-{index}"
-        facts = dict(global_batch=case.global_batch, params=25_557_032, unit="images", units_per_example=1)
+        facts = dict(
+            global_batch=case.global_batch, params=25_557_032, unit="images", units_per_example=1, hosts=case.workers
+        )
         facts |= dict(gradient_bytes={"dense": 102_228_128, "sparse": 0}, flops_per_example=24.6e9)
         facts |= dict(startup_s={"import": 4.5, "first_step": 11.25}, losses=list(losses), warnings=[])
         facts |= dict(memory={"device_peak_bytes": 9_663_676_416, "host_peak_bytes": 3_221_225_472})
