@@ -179,10 +179,10 @@ def _goodput(devices: int, seconds: float, failing: Reliability) -> dict[str, fl
     mtbf = failing.mtbf / devices
     every = max(1, round(simulate.best_interval(failing.checkpoint, mtbf) / seconds))
     share = simulate.goodput(
-        np.full(100 * every, seconds),
+        np.array([every * seconds]),  # all steps are equal: those between two checkpoints are as one
         simulate.Failures(mtbf, failing.restart),
         checkpoint=failing.checkpoint,
-        every=every,
+        every=1,
         rng=np.random.default_rng(0),
     )
     return {"goodput": share, "checkpoint_every_steps": every, "checkpoint_every_seconds": every * seconds}
