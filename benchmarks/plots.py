@@ -19,7 +19,7 @@ Points = Sequence[tuple[float, float]]
 
 # Those of Okabe and Ito (jfly.uni-koeln.de/color), shifted until their contrast is 3:1 on white and on a dark page.
 COLORS = ("#2380C0", "#D55E00", "#00966E", "#B8659A", "#7F7F7F")
-_PART_COLORS = (*COLORS, "#B8860B", "#6A4C93")
+_PART_COLORS = (*COLORS, "#B8860B", "#8A6FC8")
 MARKERS = "osD^vP*"  # of another number than the colours: 35 curves differ
 _INK = "#010101"  # text and axes; an SVG has currentColor in its place
 _WIDTH = 5.4  # inches; on a phone the figure shrinks to two thirds and its text must still be read
