@@ -36,14 +36,7 @@ class Failed(NamedTuple):
     exit_code: int
 
 
-class Done(NamedTuple):
-    """Hold what a launch has found, and the command that repeats it."""
-
-    launch: Launch
-    argv: list[str]
-
-
-def launch(case: Case, timing: Timing, hosts: Hosts, folder: Path, *, limit_secs: float) -> Done | Failed:
+def launch(case: Case, timing: Timing, hosts: Hosts, folder: Path, *, limit_secs: float) -> Launch | Failed:
     """Measure a case once; the workers leave their numbers in `folder`, which all hosts share.
 
     No process is left after `limit_secs`. Every host calls it and gets the same.
@@ -53,8 +46,7 @@ def launch(case: Case, timing: Timing, hosts: Hosts, folder: Path, *, limit_secs
     if hosts.index == 0:  # the others begin to measure only once this host takes part
         for file in files:
             file.unlink(missing_ok=True)
-    argv = command(case, timing, hosts, folder)
-    failed = _run(argv, limit_secs)
+    failed = _run(command(case, timing, hosts, folder), limit_secs)
     limit = time.monotonic() + _FILES_SECS
     while failed is None and not all(file.is_file() for file in files):  # another host may be later
         if time.monotonic() > limit:
@@ -64,7 +56,7 @@ def launch(case: Case, timing: Timing, hosts: Hosts, folder: Path, *, limit_secs
         return failed
     found = [json.loads(file.read_text()) for file in files]
     windows = [{"rank": rank, **window} for rank, worker in enumerate(found) for window in worker["windows"]]
-    return Done(Launch(records.new_id(), _facts([worker["facts"] for worker in found]), windows), argv)
+    return Launch(records.new_id(), _facts([worker["facts"] for worker in found]), windows)
 
 
 def command(case: Case, timing: Timing, hosts: Hosts, folder: Path) -> list[str]:

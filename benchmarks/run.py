@@ -7,6 +7,7 @@ python -m benchmarks.run --mode=peers --workload=mnist_cnn
 
 import ast
 import itertools
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
@@ -89,6 +90,7 @@ def main(arguments: Sequence[str]) -> int:
             hosts,
             output / "launches" if hosts.names else Path(own),
             values.limit_secs,
+            ["python", "-m", "benchmarks.run", *sys.argv[1:]],
         )
         found = runner.run(wanted, recorder, asked, lambda line: print(line, flush=True))
     _show(found, {case.key for case in (one.case for one in wanted)})

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks import breakdown, environment, modes, peaks, peers, records, results, statistics
+from benchmarks import breakdown, curves, environment, modes, peaks, peers, records, results, statistics
 from benchmarks.cases import Case
-from benchmarks.launches import Done, Failed, Hosts, launch
+from benchmarks.launches import Failed, Hosts, launch
 from benchmarks.modes import Wanted
 from benchmarks.timing import Timing
 from distloop.errors import UsageError
@@ -24,6 +24,7 @@ class Asked(NamedTuple):
     hosts: Hosts
     folder: Path  # for what launches leave
     limit_secs: float  # of one launch
+    argv: Sequence[str]  # the command that measures all this again
 
 
 def run(
@@ -36,7 +37,7 @@ def run(
     """
     env = environment.collect()
     recorder.write("env", **env, warnings=environment.warnings())
-    done: dict[str, list[Done]] = {case.key: [] for case in modes.unique(wanted)}
+    done: dict[str, list[results.Launch]] = {case.key: [] for case in modes.unique(wanted)}
     failed: dict[str, Failed] = {}
     try:
         _launch_all(wanted, recorder, asked, show, env["hash"], done, failed)
@@ -53,7 +54,7 @@ def _launch_all(
     asked: Asked,
     show: Callable[[str], None],
     env: str,
-    done: dict[str, list[Done]],
+    done: dict[str, list[results.Launch]],
     failed: dict[str, Failed],
 ) -> None:
     """Fill `done` and `failed`, by the keys of the cases."""
@@ -69,20 +70,20 @@ def _launch_all(
                 show(f"{case.name}: {found.error}")
                 continue
             done[case.key].append(found)
-            _write_launch(recorder, case, index, found, env)
-            step = np.median(results.step_ms(case, found.launch))
+            _write_launch(recorder, asked.argv, case, index, found, env)
+            step = np.median(results.step_ms(case, found))
             seconds = time.perf_counter() - began
             show(f"{case.name}: launch {index + 1} of {asked.launches}: {step:.4g} ms a step ({seconds:.0f} s)")
 
 
 def _conclude_all(
     wanted: Sequence[Wanted],
-    done: Mapping[str, Sequence[Done]],
+    done: Mapping[str, Sequence[results.Launch]],
     failed: Mapping[str, Failed],
     recorder: records.Recorder,
     env: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    launches = {key: [one.launch for one in found] for key, found in done.items()}
+    launches = {key: list(found) for key, found in done.items()}
     errors = {key: found.error for key, found in failed.items()}
     errors |= _who_does_something_else(modes.unique(wanted), launches)
     return conclude(wanted, launches, errors, recorder, env)
@@ -103,21 +104,23 @@ def _who_does_something_else(all_cases: Sequence[Case], launches: dict[str, list
     return found
 
 
-def _write_launch(recorder: records.Recorder, case: Case, index: int, done: Done, env: str) -> None:
+def _write_launch(
+    recorder: records.Recorder, argv: Sequence[str], case: Case, index: int, found: results.Launch, env: str
+) -> None:
     recorder.write(
         "run",
-        launch=done.launch.id,
+        launch=found.id,
         index=index,
         key=case.key,
         case=case.to_dict(),
-        argv=done.argv,
+        argv=list(argv),
         seed=case.settings.get("seed", 0),
         env=env,
-        facts=dict(done.launch.facts),
+        facts=dict(found.facts),
         **environment.commit(),
     )
-    for window in done.launch.windows:
-        recorder.write("window", launch=done.launch.id, **window)
+    for window in found.windows:
+        recorder.write("window", launch=found.id, **window)
 
 
 def conclude(
@@ -132,6 +135,7 @@ def conclude(
     `launches` and `errors` are by the key of the case, `env` the fields of the env line.
     """
     written: dict[str, dict[str, Any]] = {}
+    points: list[dict[str, Any]] = []
 
     def summarize(case: Case, parts: Any = None, baseline: Case | None = None) -> None:
         if case.key in written:
@@ -161,7 +165,9 @@ def conclude(
         if verdict:
             recorder.write("verdict", key=one.case.key, **verdict._asdict())
         if one.case.mode == "comm" and launches[one.case.key]:
-            recorder.write("comm_point", **_exchange(one.case, launches[one.case.key]))
+            points.append(recorder.write("comm_point", **_exchange(one.case, launches[one.case.key])))
+    for fit in (*curves.of_sweeps(records.read([recorder.path])), *curves.of_all_reduces(points)):
+        recorder.write("fit", **fit)
     return list(written.values())
 
 
