@@ -102,8 +102,15 @@ def _run(argv: list[str], limit_secs: float) -> Failed | None:
 
 
 def _last_words(output: str, code: int) -> str:
-    """Return the last sentence that distloop said, else the last line, else the exit code."""
-    lines = [re.sub(r"^(\[rank \d+\] )+", "", line).strip() for line in output.splitlines()]
-    said = [line.removeprefix("distloop: ") for line in lines if line.startswith("distloop: ")]
-    errors = [line for line in lines if re.match(r"\w*(Error|Exception)\b", line)]
-    return (said or errors or [line for line in lines if line] or [f"it ended with exit code {code}."])[-1]
+    """Return what a worker said of its end, else the last line that looks like an error, else the exit code.
+
+    Of several workers the first counts: the others end because of it, and the launcher has the last word.
+    """
+    lines = [re.fullmatch(r"(?:\[rank (\d+)\] )*(.*)", line.strip()) for line in output.splitlines()]
+    told = [(match[1], match[2].removeprefix("distloop: ")) for match in lines if match and "distloop: " in match[2]]
+    of_workers = [text for rank, text in told if rank is not None]
+    if of_workers or told:
+        return (of_workers or [told[-1][1]])[0]
+    texts = [match[2] for match in lines if match and match[2]]
+    errors = [text for text in texts if re.match(r"[\w.]*(Error|Exception)\b", text)]
+    return (errors or texts or [f"it ended with exit code {code}."])[-1]
