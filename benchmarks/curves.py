@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 from scipy.optimize import nnls
 
-from benchmarks import points, predict
+from benchmarks import points
 from benchmarks.cases import from_dict
+from benchmarks.study import study
 
 Record = Mapping[str, Any]
 _LEAST_SIZES = 3  # a line through two points says nothing of the model
 _DRAWN = 33  # points of a line
-_NOT_PARAMETERS = ("status", "mean_error", "max_error", "points", "held_out")
+_NOT_PARAMETERS = ("status", "mean_error", "max_error", "points", "held_out", "left_out")
 
 
 def of_all_reduces(comm_points: Iterable[Record]) -> list[dict[str, Any]]:
@@ -56,7 +57,7 @@ def of_sweeps(lines: Sequence[Record]) -> list[dict[str, Any]]:
         if len(sizes) < _LEAST_SIZES:
             continue
         drawn = sorted({round(size) for size in np.geomspace(min(sizes), max(sizes), _DRAWN)})
-        known = predict.study(points.of_records([*others, *of_config]), None, None, drawn)
+        known = study(points.of_records([*others, *of_config]), None, None, drawn)
         case = from_dict(sweep[0]["case"])
         unit = sweep[0]["units_per_example"]
         fields = {

@@ -1,4 +1,4 @@
-"""Say whether the scaling model explains the points: it fits them, they are saturated, or they are unexplained.
+"""Say whether the scaling model explains the points: it fits, or is untested by them; saturated, or unexplained.
 
 A model that is fitted to what it does not describe predicts nonsense with confidence; so that is said instead.
 """
@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from benchmarks.fitting import Fit, Point, Prediction, fit, predict
+from benchmarks.fitting import TERMS, Fit, Point, Prediction, fit, predict
 
-FITS, SATURATED, UNEXPLAINED = "fits", "saturated", "unexplained"
+FITS, UNTESTED, SATURATED, UNEXPLAINED = "fits", "untested", "saturated", "unexplained"
 _MEAN_ERROR, _WORST_ERROR = 0.03, 0.12  # of a fit that explains; the worst of a published table that fits is 0.08
 # The exposed communication may grow with the compute by the stragglers' part, which is some percent of the compute.
 _GROWTH = 0.25
@@ -24,7 +24,7 @@ class Explanation:
     """A fit, how far it explains the points, and the limits of throughput where they are saturated."""
 
     fit: Fit
-    status: str  # FITS, SATURATED, UNEXPLAINED
+    status: str  # FITS, UNTESTED, SATURATED, UNEXPLAINED
     reason: str  # a sentence; empty if it fits
     limits: dict[str, float]  # examples a second of all devices, or of each host, by configuration
     of_each_host: bool = False
@@ -33,8 +33,9 @@ class Explanation:
 def explain(points: Sequence[Point], *, optional: Sequence[str] | None = None) -> Explanation:
     """Fit the points (`optional` as in `fit`), and say whether they are explained.
 
-    Saturated: the model explains the smaller sizes, and from some size on the throughput stays at a limit, of the
-    network, the storage or the parameter servers; the model is that of the smaller sizes then.
+    Untested: nothing can contradict the model, as all points are needed to find its parameters, or as none tells what
+    communication costs. Saturated: the model explains the smaller sizes, and from some size on the throughput stays at
+    a limit, of the network, the storage or the parameter servers; the model is that of the smaller sizes then.
     """
     found = fit(points, optional=optional)
     worst = int(np.argmax(np.abs(found.errors)))
@@ -48,7 +49,8 @@ def explain(points: Sequence[Point], *, optional: Sequence[str] | None = None) -
     elif grown > _GROWTH:
         reason = f"the exposed time grows with the compute, by {grown:.0%} of it, which communication does not"
     if not reason:
-        return Explanation(found, FITS, "", {})
+        untested = _untested(found)
+        return Explanation(found, UNTESTED if untested else FITS, untested, {})
     return _saturation(points, optional) or Explanation(found, UNEXPLAINED, f"Unexplained: {reason}.", {})
 
 
@@ -68,19 +70,32 @@ def foretell(known: Explanation, config: str, devices: int, hosts: int, batch: f
         if devices * batch / limit > found.seconds:
             widening = found.high / found.seconds * (1 + _LEVEL)
             seconds = devices * batch / limit
-            return Prediction(seconds, seconds / widening, seconds * widening, SATURATED)
+            return Prediction(seconds, max(found.low, seconds / widening), seconds * widening, SATURATED)
     return found
 
 
 def contradicted(known: Explanation, points: Sequence[Point], devices: int) -> Explanation:
-    """Return what is known when larger points, from `devices` on, are outside of the band that it foretells."""
-    if known.status != FITS:
+    """Return what is known of sizes from `devices` on, whose points are outside of the band that was foretold."""
+    if known.status not in (FITS, UNTESTED):
         return known
     whole = explain(points)
     if whole.status == SATURATED:
-        return replace(known, status=SATURATED, reason=whole.reason)
+        return replace(whole, fit=known.fit)
     reason = f"Unexplained: what was measured at {devices} devices is outside of the band."
     return replace(known, status=UNEXPLAINED, reason=reason)
+
+
+def _untested(found: Fit) -> str:
+    """Return a sentence if the points could not contradict the model, else nothing."""
+    if found.free and found.freedom:
+        return ""
+    assumed = ", ".join(TERMS[name].title for name in TERMS if name not in found.free)
+    if not found.free:
+        return f"Untested: no point tells what communication costs; assumed: {assumed}."
+    count = len(found.compute) + len(found.free)
+    return (
+        f"Untested: {len(found.points)} points find {count} parameters, with none to check them by; assumed: {assumed}."
+    )
 
 
 def _growth(found: Fit) -> float:

@@ -73,6 +73,7 @@ class Fit:
     free: tuple[str, ...]  # terms found from the points; the others are fixed
     covariance: np.ndarray  # of the compute of each configuration, then of each of TERMS
     noise: float  # standard deviation of a relative error
+    freedom: int  # points beyond what the parameters take: with 0, none are left to check them by
     points: tuple[Point, ...]
     errors: tuple[float, ...]  # of each point: predicted / measured step time - 1
 
@@ -121,27 +122,40 @@ def predict(found: Fit, config: str, devices: int, hosts: int, batch: float, siz
     """Predict the step of a configuration with `batch` examples a replica and gradients of `size` bytes.
 
     The band has the covariance of the parameters with the spread of the fixed ones, the noise of a measurement, and a
-    deviation for each doubling beyond the largest point: that the form of the model holds is assumed, too.
+    deviation for each doubling beyond the largest point: that the form of the model holds is assumed, too. No step is
+    faster than the compute, less its own uncertainty: communication takes no negative time.
     """
-    names = list(found.compute)
     point = Point(config, devices, hosts, batch, size, 1.0)
+    seconds, shares = _told(found, point)
+    beyond = max(0.0, math.log2(devices / found.largest))
+    widening = _widening(found.noise, _DOUBLING * beyond, shares)
+    alone, own_shares = _told(found, point._replace(devices=1, hosts=1))
+    fastest = alone / _widening(found.noise, 0.0, own_shares)
+    titles = ["compute time", *(term.title for term in TERMS.values())]
+    count = len(found.compute)
+    dominant = titles[int(np.argmax([shares[:count].sum(), *shares[count:]]))]
+    return Prediction(seconds, max(seconds / widening, fastest), seconds * widening, dominant)
+
+
+def _told(found: Fit, point: Point) -> tuple[float, np.ndarray]:
+    """Return the seconds of a step, and the share of each parameter in the variance of their logarithm."""
+    names = list(found.compute)
     x = np.array([*found.compute.values(), *found.terms.values()])
     slope = _slopes([point], names, x)[0]
-    shares = slope * (found.covariance @ slope)  # of the variance of log(seconds), by parameter
-    beyond = max(0.0, math.log2(devices / found.largest))
-    deviation = math.sqrt(found.noise**2 + (_DOUBLING * beyond) ** 2 + max(0.0, shares.sum()))
-    titles = ["compute time", *(term.title for term in TERMS.values())]
-    dominant = titles[int(np.argmax([shares[: len(names)].sum(), *shares[len(names) :]]))]
-    seconds = float(_seconds([point], names, x)[0])
-    widening = math.exp(min(1.96 * deviation, _WIDEST))
-    return Prediction(seconds, seconds / widening, seconds * widening, dominant)
+    return float(_seconds([point], names, x)[0]), slope * (found.covariance @ slope)
+
+
+def _widening(noise: float, beyond: float, shares: np.ndarray) -> float:
+    """Return the factor from the middle of a 95 % band to its ends."""
+    deviation = math.sqrt(noise**2 + beyond**2 + max(0.0, shares.sum()))
+    return math.exp(min(1.96 * deviation, _WIDEST))
 
 
 def _seconds(points: Sequence[Point], names: Sequence[str], x: np.ndarray) -> np.ndarray:
     """Return the step times for parameters x: compute an example of each configuration, then each of TERMS."""
     value = {name: scale * TERMS[name].unit for name, scale in zip(TERMS, x[len(names) :], strict=True)}
     devices, hosts, batch, size = (
-        np.array([getattr(point, field) for point in points]) for field in ("devices", "hosts", "batch", "size")
+        np.array([getattr(point, field) for point in points], float) for field in ("devices", "hosts", "batch", "size")
     )
     compute = batch * [0.0 if point.config is None else x[names.index(point.config)] for point in points]
     communication = value["start"] * (devices > 1) + scaling.hierarchical(
@@ -236,6 +250,7 @@ def _summary(points: Sequence[Point], names: Sequence[str], terms: Sequence[str]
         free=tuple(terms),
         covariance=covariance,
         noise=noise,
+        freedom=freedom,
         points=tuple(points),
         errors=tuple(errors.tolist()),
     )

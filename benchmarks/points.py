@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.fitting import Point
 from distloop.errors import UsageError
 
@@ -98,6 +100,36 @@ def of_records(records: Sequence[Mapping[str, Any]]) -> list[Point]:
             seconds = record["seconds"]["median"]
             points.append(Point(None, record["replicas"], record["hosts"], 1, record["bytes"], seconds))
     return points
+
+
+def input_rates(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the examples a second that each host reads, by configuration: of `input` results, those of most hosts."""
+    hosts = {record["key"]: record["facts"].get("hosts", 1) for record in _of_kind(records, "run")}
+    found = [
+        record for record in _of_kind(records, "result") if record["case"]["mode"] == "input" and record["step_ms"]
+    ]
+    return {
+        config_of(record["case"]): record["global_batch"] / record["step_ms"]["median"] * 1e3 / hosts[record["key"]]
+        for record in sorted(found, key=lambda record: hosts[record["key"]])
+    }
+
+
+def worker_times(records: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return the step times of one replica by itself, relative to the mean of its case, a number for each window.
+
+    Of a replica that is alone, or of many without communication: with it all wait for the slowest.
+    """
+    alone = {
+        record["launch"]: record["key"]
+        for record in _of_kind(records, "run")
+        if (record["case"]["replicas"], record["case"]["mode"]) == (1, "nocomm")
+        or (record["case"]["replicas"], record["case"]["workers"], record["case"]["mode"]) == (1, 1, "step")
+    }
+    times: dict[str, list[float]] = {}
+    for window in _of_kind(records, "window"):
+        if window["launch"] in alone:
+            times.setdefault(alone[window["launch"]], []).append(window["seconds"] / window["steps"])
+    return [second / np.mean(seconds).item() for seconds in times.values() for second in seconds]
 
 
 def config_of(case: Mapping[str, Any]) -> str:

@@ -38,22 +38,6 @@ def exposed(communication: Number, backward: Number, *, overlap: float = 0.0) ->
     return np.maximum(communication - overlap * backward, 0.0)
 
 
-def exposed_in_packs(packs: int, size: float, backward: float, *, latency: float, per_byte: float) -> float:
-    """Return the exposed seconds of an all-reduce in equal packs, each sent as soon as its gradients are there.
-
-    An all-reduce of m bytes takes latency + m per_byte; pack k of K is there after k / K of the backward pass. With
-    one pack all of it is exposed. Source: the schedule of MG-WFBP (Shi et al. 2019).
-    """
-    one = latency + size / packs * per_byte
-    # Either the link is never idle from the first pack on, or only the last pack is late.
-    return max(backward / packs + packs * one, backward + one) - backward
-
-
-def best_packs(backward: float, *, latency: float) -> float:
-    """Return the number of packs with the least exposed time where communication is the longer: sqrt(T_b / latency)."""
-    return math.sqrt(backward / latency)
-
-
 @cache
 def expected_max(ranks: int) -> float:
     """Return E[max] of `ranks` standard Gaussian draws: a step waits mean + sigma * this for the slowest of them."""
@@ -64,11 +48,6 @@ def expected_max(ranks: int) -> float:
     return integrate.quad(
         lambda x: x * math.exp(logarithm - x * x / 2 + (ranks - 1) * special.log_ndtr(x)), -10, 10, limit=200
     )[0]
-
-
-def rare_stall(ranks: int, *, probability: float, seconds: float) -> float:
-    """Return the seconds that a step waits for stalls, which each rank has by itself, of this probability a step."""
-    return seconds * (1 - (1 - probability) ** ranks)
 
 
 def bound_by_input(step: Number, hosts: Number, batch: Number, *, per_host: float) -> Number:

@@ -2,7 +2,7 @@
 
     rng = np.random.default_rng(0)
     steps = slowest(lognormal(mean=0.3, cv=0.02), workers=4096, steps=100_000, rng=rng)
-    goodput(steps, Failures(mtbf=5e6 / 4096, restart=300), checkpoint=20, every=400, rng=rng)
+    goodput(rounds(steps, 400, rng=rng), Failures(mtbf=5e6 / 4096, restart=300), checkpoint=20, rng=rng)
 
 All times are in seconds. The seed decides everything.
 """
@@ -14,7 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-Quantile = Callable[[np.ndarray], np.ndarray]  # a distribution of one worker's step time, as its inverse
+# A distribution of one worker's step time, as its inverse: from the logarithm of the share of steps that are faster,
+# as of a million workers the slowest is where the share itself rounds to 1.
+Quantile = Callable[[np.ndarray], np.ndarray]
+
+_EXACT = 100  # steps of a round that are drawn one by one; the sum of more of them is as good as Gaussian
+_ROUNDS = 1000  # of more steps than that
 
 
 class Failures(NamedTuple):
@@ -27,42 +32,49 @@ class Failures(NamedTuple):
 def lognormal(*, mean: float, cv: float) -> Quantile:
     """Return the log-normal distribution of this mean and coefficient of variation."""
     sigma = math.sqrt(math.log(1 + cv**2))
-    return lambda share: mean * np.exp(sigma * special.ndtri(share) - sigma**2 / 2)
+    return lambda log_share: mean * np.exp(sigma * special.ndtri_exp(log_share) - sigma**2 / 2)
 
 
 def measured(samples: Sequence[float]) -> Quantile:
     """Return the distribution of measured step times. No worker is slower than the slowest of them."""
     ordered = np.sort(samples)
-    return lambda share: ordered[np.minimum((share * len(ordered)).astype(int), len(ordered) - 1)]
+    return lambda log_share: ordered[np.minimum((np.exp(log_share) * len(ordered)).astype(int), len(ordered) - 1)]
 
 
 def slowest(worker: Quantile, *, workers: int, steps: int, rng: np.random.Generator) -> np.ndarray:
     """Return the step times `[steps]` of the slowest of `workers`, each with its own draw from one distribution.
 
-    The largest of p draws has the distribution F^p, so that one draw a step does: F^-1(U^(1/p)).
+    The largest of p draws has the distribution F^p, so that one draw a step does: F^-1(U^(1/p)). The logarithm of U
+    is an exponential draw, negative.
     """
-    return worker(rng.random(steps) ** (1 / workers))
+    return worker(-rng.exponential(size=steps) / workers)
+
+
+def rounds(steps: np.ndarray, every: int, *, rng: np.random.Generator) -> np.ndarray:
+    """Return the seconds of rounds of `every` steps, between two checkpoints, of independent steps such as `steps`.
+
+    Its memory does not grow with `every`: the sum of many steps is Gaussian (central limit theorem).
+    """
+    if every <= min(_EXACT, len(steps)):
+        return steps[: len(steps) // every * every].reshape(-1, every).sum(1)
+    sums = rng.normal(every * steps.mean(), math.sqrt(every) * steps.std(), _ROUNDS)
+    return np.maximum(sums, every * steps.min())
 
 
 def goodput(
-    steps: np.ndarray,
+    rounds: np.ndarray,
     failures: Failures,
     *,
     checkpoint: float,
-    every: int,
     rng: np.random.Generator,
     count: int = 10_000,
 ) -> float:
     """Return the share of the time that steps take which are not lost, over `count` failures.
 
-    A checkpoint stops the steps for `checkpoint` seconds after each `every` steps. A failure, which can also come
-    while the run restarts or writes, loses the steps since the last whole checkpoint; the next attempt repeats them.
-    An attempt takes step times from `steps` in turn, from anywhere on, again from the start after the last.
+    A checkpoint stops the steps for `checkpoint` seconds after each round. A failure, which can also come while the
+    run restarts or writes, loses the steps since the last whole checkpoint; the next attempt repeats them. An attempt
+    takes the seconds of `rounds` in turn, from anywhere on, again from the start after the last.
     """
-    whole = len(steps) // every * every
-    if not whole:
-        raise ValueError(f"{len(steps)} steps have no checkpoint when one is written every {every}")
-    rounds = steps[:whole].reshape(-1, every).sum(1)
     ends = np.concatenate([[0.0], np.cumsum(rounds + checkpoint)])
     useful = np.concatenate([[0.0], np.cumsum(rounds)])
     between = rng.exponential(failures.mtbf, count)

@@ -24,13 +24,18 @@ def one_by_one(steps, failures, *, checkpoint, every, rng, count):
     return kept / between.sum()
 
 
+def of_steps(steps, failures, *, every, **given):
+    """Return the goodput with a checkpoint after each `every` of these steps."""
+    return simulate.goodput(steps.reshape(-1, every).sum(1), failures, **given)
+
+
 @pytest.mark.parametrize(("every", "restart"), [(1, 0.0), (10, 50.0), (100, 5.0), (500, 200.0)])
 def test_goodput_is_that_of_living_through_every_step(every, restart):
     steps = np.random.default_rng(1).uniform(0.5, 1.5, 1000)
     given = {"checkpoint": 3.0, "every": every, "count": 100}
     ours, theirs = (
         function(steps, Failures(400.0, restart), rng=np.random.default_rng(0), **given)
-        for function in (simulate.goodput, one_by_one)
+        for function in (of_steps, one_by_one)
     )
     assert ours == pytest.approx(theirs, rel=1e-9)
 
@@ -41,9 +46,7 @@ def test_goodput_of_equal_steps_is_what_is_known():
     mtbf, restart, checkpoint, every = 1000.0, 60.0, 10.0, 120
     known = every / mtbf / math.expm1((every + checkpoint) / mtbf) * math.exp(-restart / mtbf)
     rng = np.random.default_rng(0)
-    found = simulate.goodput(
-        np.ones(1200), Failures(mtbf, restart), checkpoint=checkpoint, every=every, rng=rng, count=200_000
-    )
+    found = of_steps(np.ones(1200), Failures(mtbf, restart), checkpoint=checkpoint, every=every, rng=rng, count=200_000)
     assert found == pytest.approx(known, rel=0.01)
 
 
@@ -51,7 +54,7 @@ def test_goodput_of_equal_steps_is_what_is_known():
 def test_goodput_peaks_at_the_interval_of_young_and_daly(checkpoint, mtbf):
     intervals = np.geomspace(0.2, 5, 33) * math.sqrt(2 * checkpoint * mtbf)
     goodputs = [
-        simulate.goodput(
+        of_steps(
             np.ones(100 * round(interval)),
             Failures(mtbf, 120.0),
             checkpoint=checkpoint,
@@ -71,7 +74,7 @@ def test_goodput_peaks_at_the_interval_of_young_and_daly(checkpoint, mtbf):
 def test_goodput_falls_with_the_rate_of_failures_and_the_cost_of_a_checkpoint():
     def of(mtbf, checkpoint):
         rng = np.random.default_rng(0)
-        return simulate.goodput(np.ones(10_000), Failures(mtbf, 60.0), checkpoint=checkpoint, every=100, rng=rng)
+        return of_steps(np.ones(10_000), Failures(mtbf, 60.0), checkpoint=checkpoint, every=100, rng=rng)
 
     rates = [of(mtbf, 10.0) for mtbf in (100.0, 1_000.0, 10_000.0)]
     costs = [of(1_000.0, checkpoint) for checkpoint in (100.0, 10.0, 0.0)]
@@ -82,7 +85,7 @@ def test_goodput_falls_with_the_rate_of_failures_and_the_cost_of_a_checkpoint():
 
 def test_without_failures_only_checkpoints_cost():
     rng = np.random.default_rng(0)
-    found = simulate.goodput(np.ones(1000), Failures(1e12, 0.0), checkpoint=5.0, every=95, rng=rng, count=3)
+    found = of_steps(np.ones(950), Failures(1e12, 0.0), checkpoint=5.0, every=95, rng=rng, count=3)
     assert found == pytest.approx(0.95, rel=1e-6)
 
 
@@ -104,7 +107,7 @@ def test_the_slowest_of_measured_times_is_as_when_each_worker_draws():
 
 
 def test_a_log_normal_has_its_mean_and_its_deviation():
-    drawn = simulate.lognormal(mean=0.3, cv=0.2)(np.random.default_rng(0).random(200_000))
+    drawn = simulate.lognormal(mean=0.3, cv=0.2)(np.log(np.random.default_rng(0).random(200_000)))
     assert (drawn.mean(), drawn.std() / drawn.mean()) == pytest.approx((0.3, 0.2), rel=0.01)
 
 
@@ -112,11 +115,33 @@ def test_thousands_of_workers_for_a_hundred_thousand_steps_are_simulated_from_on
     def run():
         rng = np.random.default_rng(7)
         steps = simulate.slowest(simulate.lognormal(mean=0.3, cv=0.02), workers=4096, steps=100_000, rng=rng)
-        return simulate.goodput(steps, Failures(5e6 / 4096, 300.0), checkpoint=20.0, every=400, rng=rng)
+        rounds = simulate.rounds(steps, 400, rng=rng)
+        return simulate.goodput(rounds, Failures(5e6 / 4096, 300.0), checkpoint=20.0, rng=rng)
 
     assert 0 < run() == run() < 1
 
 
-def test_steps_that_reach_no_checkpoint_are_refused():
-    with pytest.raises(ValueError, match="10 steps have no checkpoint when one is written every 20"):
-        simulate.goodput(np.ones(10), Failures(1.0, 0.0), checkpoint=1.0, every=20, rng=np.random.default_rng(0))
+@pytest.mark.parametrize("every", [1, 100, 101, 5000])
+def test_rounds_are_sums_of_steps(every):
+    rng = np.random.default_rng(0)
+    steps = simulate.slowest(simulate.lognormal(mean=1.0, cv=0.1), workers=64, steps=100_000, rng=rng)
+    found = simulate.rounds(steps, every, rng=rng)
+    assert found.mean() == pytest.approx(every * steps.mean(), rel=1e-3)
+    assert found.std() == pytest.approx(math.sqrt(every) * steps.std(), rel=0.1)
+
+
+def test_rounds_of_any_number_of_steps_take_no_memory():
+    rng = np.random.default_rng(0)
+    found = simulate.rounds(np.array([1.0, 1.2]), 10**12, rng=rng)
+    assert len(found) <= 1000
+    assert found == pytest.approx(1.1e12, rel=1e-4)
+    assert 0.99 < simulate.goodput(found, Failures(1e18, 0.0), checkpoint=1e3, rng=rng) < 1
+
+
+def test_the_slowest_of_a_billion_workers_takes_a_finite_time():
+    rng = np.random.default_rng(0)
+    worker = simulate.lognormal(mean=1.0, cv=0.01)
+    found = simulate.slowest(worker, workers=10**9, steps=100_000, rng=rng)
+    assert found.mean() == pytest.approx(1 + 0.01 * scaling.expected_max(10**9), abs=3e-3)
+    assert found.max() < 1.1
+    assert simulate.slowest(simulate.measured([1, 2]), workers=10**9, steps=10, rng=rng).tolist() == [2] * 10
