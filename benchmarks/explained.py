@@ -28,6 +28,7 @@ class Explanation:
     reason: str  # a sentence; empty if it fits
     limits: dict[str, float]  # examples a second of all devices, or of each host, by configuration
     of_each_host: bool = False
+    larger: tuple[Point, ...] = ()  # that contradict the fit
 
 
 def explain(points: Sequence[Point], *, optional: Sequence[str] | None = None) -> Explanation:
@@ -61,7 +62,8 @@ def foretell(known: Explanation, config: str, devices: int, hosts: int, batch: f
     """
     found = predict(known.fit, config, devices, hosts, batch, size)
     if known.status == UNEXPLAINED:
-        largest = max((p for p in known.fit.points if p.config == config), key=lambda p: p.devices)
+        measured = [*known.fit.points, *known.larger]
+        largest = max((p for p in measured if p.config == config), key=lambda p: p.devices)
         rate = largest.devices * largest.batch / largest.seconds
         shortest, longest = sorted((largest.seconds / largest.batch * batch, devices * batch / rate))
         return Prediction(found.seconds, min(found.low, shortest), max(found.high, longest), UNEXPLAINED)
@@ -82,7 +84,7 @@ def contradicted(known: Explanation, points: Sequence[Point], devices: int) -> E
     if whole.status == SATURATED:
         return replace(whole, fit=known.fit)
     reason = f"Unexplained: what was measured at {devices} devices is outside of the band."
-    return replace(known, status=UNEXPLAINED, reason=reason)
+    return replace(known, status=UNEXPLAINED, reason=reason, larger=tuple(points))
 
 
 def _untested(found: Fit) -> str:

@@ -123,14 +123,16 @@ def predict(found: Fit, config: str, devices: int, hosts: int, batch: float, siz
 
     The band has the covariance of the parameters with the spread of the fixed ones, the noise of a measurement, and a
     deviation for each doubling beyond the largest point: that the form of the model holds is assumed, too. No step is
-    faster than the compute, less its own uncertainty: communication takes no negative time.
+    faster than the compute by itself, nor than that of fewer devices or hosts, each less its own uncertainty.
     """
     point = Point(config, devices, hosts, batch, size, 1.0)
     seconds, shares = _told(found, point)
     beyond = max(0.0, math.log2(devices / found.largest))
     widening = _widening(found.noise, _DOUBLING * beyond, shares)
-    alone, own_shares = _told(found, point._replace(devices=1, hosts=1))
-    fastest = alone / _widening(found.noise, 0.0, own_shares)
+    smaller = [p for p in found.points if (p.config, p.batch, p.size) == (config, batch, size) and p.hosts <= hosts]
+    smaller = [p for p in smaller if p.devices * hosts <= devices * p.hosts]  # in a host
+    faster = [_told(found, p) for p in (point._replace(devices=1, hosts=1), *smaller)]
+    fastest = max(one / _widening(found.noise, 0.0, of) for one, of in faster)
     titles = ["compute time", *(term.title for term in TERMS.values())]
     count = len(found.compute)
     dominant = titles[int(np.argmax([shares[:count].sum(), *shares[count:]]))]
@@ -155,7 +157,7 @@ def _seconds(points: Sequence[Point], names: Sequence[str], x: np.ndarray) -> np
     """Return the step times for parameters x: compute an example of each configuration, then each of TERMS."""
     value = {name: scale * TERMS[name].unit for name, scale in zip(TERMS, x[len(names) :], strict=True)}
     devices, hosts, batch, size = (
-        np.array([getattr(point, field) for point in points], float) for field in ("devices", "hosts", "batch", "size")
+        np.array([getattr(point, field) for point in points]) for field in ("devices", "hosts", "batch", "size")
     )
     compute = batch * [0.0 if point.config is None else x[names.index(point.config)] for point in points]
     communication = value["start"] * (devices > 1) + scaling.hierarchical(

@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.fitting import Point
 from distloop.errors import UsageError
 
+MOST_DEVICES = 10**9  # no machine has more
 COLUMNS = ("config", "devices", "hosts", "per_replica_batch", "throughput")
 _LEAST_OF_GRADIENTS = 0.1  # smaller messages go by other rules than the gradients do
 
@@ -59,8 +60,8 @@ def _of_row(row: Mapping[str, str], where: str, size: float, devices_per_host: i
 
 def _count(row: Mapping[str, str], name: str, where: str) -> int:
     value = _positive(row, name, where)
-    if value != int(value):
-        raise UsageError(f"{where}: {name} is {row[name]!r}; expected a whole number.")
+    if value != int(value) or value > MOST_DEVICES:
+        raise UsageError(f"{where}: {name} is {row[name]!r}; expected a whole number, at most {MOST_DEVICES:g}.")
     return int(value)
 
 

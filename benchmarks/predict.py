@@ -22,8 +22,6 @@ from benchmarks.fitting import TERMS, Point
 from benchmarks.study import Reliability, study
 from distloop.errors import UsageError
 
-_MOST = 1e9  # devices; no machine has as many
-
 
 class Measured(NamedTuple):
     """What --table or --runs hold; a table has steps only."""
@@ -78,7 +76,7 @@ def _predict(arguments: list[str]) -> int:
         values.devices_per_host,
         values.fit_up_to,
         sizes(values.at),
-        input_rates=_rates(given, values.input_rate),
+        input_rates=input_rates(given, values.input_rate),
         failing=reliability(
             values.mtbf_hours, values.checkpoint_secs, values.restart_secs, values.step_cv, given.worker_times
         ),
@@ -106,7 +104,7 @@ def measured(
     return Measured(points.of_table(Path(table), gradient_bytes, devices_per_host), {}, [])
 
 
-def _rates(given: Measured, stated: float | None) -> dict[str, float]:
+def input_rates(given: Measured, stated: float | None) -> dict[str, float]:
     """Return the examples a second of each host's input, by configuration: as stated, or else as measured."""
     if stated is None:
         return given.input_rates
@@ -123,8 +121,10 @@ def sizes(texts: Sequence[str]) -> list[int]:
             size = float(text)
         except ValueError:
             size = math.nan
-        if not (1 <= size <= _MOST and size == int(size)):
-            raise UsageError(f"at has {text!r}; expected numbers of devices, 1 to 1e9, such as --at=32,64.")
+        if not (1 <= size <= points.MOST_DEVICES and size == int(size)):
+            raise UsageError(
+                f"at has {text!r}; expected numbers of devices, 1 to {points.MOST_DEVICES:g}, such as --at=32,64."
+            )
         found.append(int(size))
     return found
 
@@ -158,7 +158,7 @@ def reliability(
     if step_cv is not None:
         worker = simulate.lognormal(mean=1.0, cv=step_cv)
     else:
-        worker = simulate.measured(worker_times) if worker_times else None
+        worker = simulate.measured(worker_times) if len(worker_times) else None
     return Reliability(hours * 3600, checkpoint, restart, worker)
 
 
@@ -166,17 +166,20 @@ def show(found: dict[str, Any], console: Console) -> None:
     """Print the predictions as a table, with what the fit found and what it could not find."""
     measured = {(row["config"], row["devices"]): row for row in found["fit"]["held_out"]}
     reliable = "goodput" in found["predictions"][0]
-    table = Table("configuration", "devices", "throughput", "95 % band", "measured", "error", "decided most by")
+    table = Table("configuration", "devices", "throughput", "95 % band", "decided most by")
     table.box = box.SIMPLE
+    for title in ("measured", "error") if measured else ():
+        table.add_column(title)
     for title in ("sustained", "goodput", "checkpoint every") if reliable else ():
         table.add_column(title)
     for row in found["predictions"]:
         held = measured.get((row["config"], row["devices"]))
         cells = [
             *(row["config"], str(row["devices"]), f"{row['throughput']:.5g}", f"{row['low']:.5g} - {row['high']:.5g}"),
-            *((f"{held['throughput']:.5g}", f"{held['error']:+.1%}") if held else ("", "")),
             row["dominant"],
         ]
+        if measured:
+            cells += [f"{held['throughput']:.5g}", f"{held['error']:+.1%}"] if held else ["", ""]
         if reliable:
             cells += [f"{row['sustained']:.5g}", f"{row['goodput']:.1%}", f"{row['checkpoint_every_seconds']:.0f} s"]
         table.add_row(*cells)

@@ -70,12 +70,10 @@ def study(
             found = explained.foretell(said if devices >= outside else known, config, devices, hosts, batch, size)
             if devices >= outside:
                 found = found._replace(dominant=said.status)
-            if config in input_rates:
-                found = _with_input(found, known.fit, hosts, devices * batch, input_rates[config])
-            fields = _as_json(config, devices, batch, found)
-            if failing:
-                fields |= _long_run(known.fit, config, devices, batch, found, failing)
-            predictions.append(fields)
+            step = Point(config, devices, hosts, batch, size, found.seconds)
+            rate = input_rates.get(config, math.inf)
+            fields = _as_json(config, devices, batch, _with_input(found, step, rate, known.fit.noise))
+            predictions.append(fields | (_long_run(known.fit, step, rate, failing) if failing else {}))
     left_out = sorted({point.config for point in given if point.config is not None} - set(configs))
     return {"fit": _fit_as_json(said, held_out) | {"left_out": left_out}, "predictions": predictions}
 
@@ -97,10 +95,10 @@ def _batch(own: Sequence[Point], devices: int, largest: int) -> float:
     return max((point for point in own if point.devices <= largest), key=lambda point: point.devices).batch
 
 
-def _with_input(found: Prediction, fit: Fit, hosts: int, examples: float, rate: float) -> Prediction:
-    """Return a prediction that is no faster than hosts read that have `rate` examples a second each."""
-    reading = float(scaling.bound_by_input(0.0, hosts, examples, per_host=rate))
-    widening = math.exp(1.96 * fit.noise)
+def _with_input(found: Prediction, step: Point, rate: float, noise: float) -> Prediction:
+    """Return a prediction of a step that is no faster than hosts read, of `rate` examples a second each."""
+    reading = float(scaling.bound_by_input(0.0, step.hosts, step.devices * step.batch, per_host=rate))
+    widening = math.exp(1.96 * noise)
     return Prediction(
         max(found.seconds, reading),
         max(found.low, reading / widening),
@@ -121,14 +119,14 @@ def _as_json(config: str, devices: int, batch: float, found: Prediction) -> dict
     }
 
 
-def _long_run(
-    fit: Fit, config: str, devices: int, batch: float, found: Prediction, failing: Reliability
-) -> dict[str, float]:
+def _long_run(fit: Fit, step: Point, rate: float, failing: Reliability) -> dict[str, float]:
     """Return what is left of the throughput when devices are slow by chance and fail, at the best interval."""
     rng = np.random.default_rng(0)
-    steps = _steps(fit, config, devices, batch, found.seconds, failing.worker, rng)
-    mtbf = failing.mtbf / devices
-    every = max(1, round(simulate.best_interval(failing.checkpoint, mtbf) / steps.mean()))
+    examples = step.devices * step.batch
+    steps = scaling.bound_by_input(_draw(fit, step, failing.worker, rng), step.hosts, examples, per_host=rate)
+    mean = float(steps.mean())
+    mtbf = failing.mtbf / step.devices
+    every = max(1, round(simulate.best_interval(failing.checkpoint, mtbf) / mean))
     share = simulate.goodput(
         simulate.rounds(steps, every, rng=rng),
         simulate.Failures(mtbf, failing.restart),
@@ -137,33 +135,25 @@ def _long_run(
     )
     return {
         "goodput": share,
-        "sustained": share * devices * batch / float(steps.mean()),
+        "sustained": share * examples / mean,
         "checkpoint_every_steps": every,
-        "checkpoint_every_seconds": every * float(steps.mean()),
+        "checkpoint_every_seconds": every * mean,
     }
 
 
-def _steps(
-    fit: Fit,
-    config: str,
-    devices: int,
-    batch: float,
-    seconds: float,
-    worker: simulate.Quantile | None,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Draw step times `[steps]`: of the slowest of `devices`, and what network, input or a limit add to it.
+def _draw(fit: Fit, step: Point, worker: simulate.Quantile | None, rng: np.random.Generator) -> np.ndarray:
+    """Return seconds `[steps]`: of the slowest of the devices, and all that the model adds to their compute.
 
-    The compute that was fitted has the wait for the slowest of the devices that were measured; only what more devices
-    wait comes to it.
+    What was measured has the wait for the slowest of as many devices; only what more of them wait longer is new.
     """
     deviation = fit.terms["straggler"] * TERMS["straggler"].unit
     worker = worker or simulate.lognormal(mean=1.0, cv=deviation or _STEP_CV)
-    compute = fit.compute[config] * batch
-    rest = seconds - compute * (1 + deviation * scaling.expected_max(devices))
-    measured = compute * (1 + deviation * scaling.expected_max(fit.largest))
-    then = simulate.slowest(worker, workers=fit.largest, steps=_DRAWN, rng=rng).mean()
-    return rest + measured * simulate.slowest(worker, workers=devices, steps=_DRAWN, rng=rng) / then
+    compute = fit.compute[step.config or ""] * step.batch
+    rest = step.seconds - compute * (1 + deviation * scaling.expected_max(step.devices))
+    known = min(step.devices, fit.largest)
+    measured = compute * (1 + deviation * scaling.expected_max(known))
+    then = simulate.slowest(worker, workers=known, steps=_DRAWN, rng=rng).mean()
+    return rest + measured * simulate.slowest(worker, workers=step.devices, steps=_DRAWN, rng=rng) / then
 
 
 def _compare(known: Explanation, point: Point) -> dict[str, Any]:

@@ -163,6 +163,9 @@ def test_only_named_modules_import_absl_and_only_launchers_stay_outside():
         "flags",
         "launcher_flags",
     ]
+    commands = ["command", "compare", "predict", "report", "run"]
+    assert [f.stem for f in BENCHMARKS if any(n.split(".")[0] == "absl" for n in imported(f))] == commands
+    assert not set().union(*map(imported, BENCHMARKS)) & {f"benchmarks.{name}" for name in commands[1:]}
     for path in FILES:
         assert not {name.split(".")[0] for name in imported(path)} & {"launch", "benchmarks", "tests"}
 

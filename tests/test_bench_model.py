@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from scipy.optimize import nnls
 
-from benchmarks import explained, fitting, published, scaling
+from benchmarks import explained, fitting, published, scaling, simulate
 from benchmarks import predict as predict_module
 from benchmarks import study as study_module
 from benchmarks.cases import Case
 from benchmarks.fitting import Point
-from benchmarks.points import of_records, of_table
+from benchmarks.points import of_records, of_table, worker_times
 from distloop.errors import UsageError
 from tests import bench_records, harness, model_figures
 from tests.model_figures import points
@@ -140,6 +140,15 @@ def test_the_band_widens_with_each_doubling():
     assert widths[-1] > 1.5 * widths[0]
 
 
+@pytest.mark.parametrize(("sizes", "own"), [([(1, 1)], 0.02 * math.sqrt(2)), ([(8, 1)], 0.02 * math.sqrt(2))])
+def test_no_more_throughput_than_in_proportion_is_in_the_band(sizes, own):
+    (point,) = synthetic(sizes, batches=(32,))
+    found = fitting.fit([point])
+    for hosts in (1, 2, 128):
+        told = fitting.predict(found, "b32", 8 * hosts, hosts, 32, 4e8)
+        assert point.seconds / told.low <= math.exp(1.96 * own) * (1 + 1e-6)
+
+
 def test_measured_communication_and_steps_without_it_are_points_of_the_same_fit():
     known = {"inside": (0.0, 0.0), "across": (14e-6, 4e-10)}
     step = 0.16 + 2e-3 + scaling.hierarchical(1, 2, 4e8, **known)
@@ -181,6 +190,27 @@ def test_steps_and_communication_of_records_tell_larger_sizes():
     assert found["fit"]["status"] == "fits"
     (told,) = found["predictions"]
     assert told["throughput"] == pytest.approx(4 * 32 / (0.32 + 1e-3 + 1.5 * 0.0818), rel=0.01)
+
+
+def test_the_input_of_records_bounds_the_prediction(tmp_path):
+    case = Case("resnet50", "input", workers=2, per_replica_batch=32)
+    steps = [line for line in recorded() if line["kind"] != "comm_point"]
+    lines = [*steps, *bench_records.launches_of(case), bench_records.result(case, 90.0)]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = predict_module.measured(None, [str(tmp_path)], None, None)
+    assert given.input_rates == pytest.approx({"resnet50 b32": 45})
+    found = study_module.study(given.points, None, None, [4], input_rates=given.input_rates)
+    (told,) = found["predictions"]
+    assert (told["throughput"], told["dominant"]) == (pytest.approx(4 * 45), "input")
+    assert told["low"] < told["throughput"] < told["high"] < 1.1 * told["throughput"]
+
+
+def test_steps_of_one_replica_are_how_slow_a_worker_can_be():
+    alone = bench_records.launches_of(Case("resnet50", workers=2, mode="nocomm"))
+    together = bench_records.launches_of(Case("resnet50", workers=2))
+    found = worker_times([*alone, *together])
+    assert sorted(set(np.round(found, 6))) == pytest.approx([k / 1.015 for k in (1, 1.01, 1.02, 1.03)], rel=1e-5)
+    assert len(found) == sum(line["kind"] == "window" for line in alone)
 
 
 def test_records_without_a_step_are_told():
@@ -402,10 +432,92 @@ def test_hosts_with_one_device_each_stay_so(tmp_path):
 
 def test_rows_that_contradict_what_smaller_ones_tell_are_named(tmp_path):
     rows = HEADER + "".join(f"{','.join(map(str, row))}\n" for row in published.P2_XLARGE)
-    found = study(rows, tmp_path, devices_per_host=1, fit_up_to=32, at=(16, 64))
+    found = study(rows, tmp_path, devices_per_host=1, fit_up_to=32, at=(16, 64, 256))
     assert found["fit"]["status"] == "saturated"
-    assert [told["dominant"] for told in found["predictions"]] == ["inter-host bandwidth", "saturated"]
+    assert [told["dominant"] for told in found["predictions"]] == ["inter-host bandwidth", "saturated", "saturated"]
+    assert [told["throughput"] for told in found["predictions"][1:]] == pytest.approx([1037, 1037], rel=0.05)
     assert [row["in_band"] for row in found["fit"]["held_out"]] == [False, False]
+
+
+def test_the_band_of_what_larger_rows_contradict_is_wide_from_there_on(tmp_path):
+    rows = SMALL + "a,32,4,32,900\n"
+    found = study(rows, tmp_path, fit_up_to=16, at=(16, 32, 64))
+    assert found["fit"]["status"] == "unexplained"
+    narrow, *wide = found["predictions"]
+    assert narrow["high"] / narrow["low"] < 1.2
+    for told, devices in zip(wide, (32, 64), strict=True):
+        assert told["dominant"] == "unexplained"
+        assert told["low"] <= 900 < 1300 * devices / 16 <= told["high"] * 1.0001
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ("a,1,1,32,100\n", "Untested: no point tells what communication costs; assumed: inter-host bandwidth, "),
+        ("a,1,1,32,100\n" * 2, "Untested: no point tells what communication costs; assumed: inter-host bandwidth, "),
+        ("a,1,1,32,100\na,8,1,32,720\n", "Untested: 2 points find 2 parameters, with none to check them by; assumed: "),
+    ],
+    ids=["one row", "one size", "as many as parameters"],
+)
+def test_what_no_row_can_contradict_is_untested(rows, reason, tmp_path):
+    found = study(HEADER + rows, tmp_path)["fit"]
+    assert found["status"] == "untested"
+    assert found["reason"].startswith(reason)
+
+
+def test_configurations_with_larger_rows_only_are_named(tmp_path):
+    rows = SMALL + "b,32,4,64,3000\n"
+    assert study(rows, tmp_path, fit_up_to=16)["fit"]["left_out"] == ["b"]
+    _, out, _ = predict(tmp_path, rows, "--fit_up_to=16")
+    assert "Not predicted, as all their rows are above --fit_up_to: b.\n" in out
+
+
+# Long runs
+
+
+def long_run(tmp_path, *, at=64, input_rate=math.inf, **reliable):
+    path = tmp_path / "t.csv"
+    path.write_text(SMALL)
+    given = {"hours": 1e4, "checkpoint": 30.0, "restart": 300.0, **reliable}
+    rates = {"a": input_rate}
+    failing = predict_module.reliability(**given)
+    found = study_module.study(of_table(path, 4e8, 8), 8, None, [at], input_rates=rates, failing=failing)
+    return found["predictions"][0]
+
+
+def test_machines_that_hardly_fail_are_simulated_in_bounded_memory(tmp_path):
+    told = long_run(tmp_path, at=8, hours=1e9)
+    assert told["checkpoint_every_steps"] > 1e7
+    assert told["goodput"] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_long_run_waits_for_the_slowest_device(tmp_path):
+    equal, some, much = (long_run(tmp_path, at=1024, step_cv=cv) for cv in (0.0, 0.01, 0.1))
+    assert equal["sustained"] == pytest.approx(equal["throughput"] * equal["goodput"], rel=1e-6)
+    # The compute has the wait for the slowest of 16 already.
+    waits = [scaling.expected_max(devices) for devices in (16, 1024)]
+    own = 32 / 100 / (equal["devices"] * 32 / equal["throughput"])  # the compute, of the step
+    longer = 1 + own * ((1 + 0.01 * waits[1]) / (1 + 0.01 * waits[0]) - 1)
+    assert some["goodput"] / some["sustained"] * equal["throughput"] == pytest.approx(longer, abs=1e-3)
+    assert much["sustained"] < some["sustained"] < equal["sustained"]
+    assert long_run(tmp_path, at=1024) == some  # 1 % is assumed
+
+
+def test_measured_steps_take_the_place_of_an_assumed_deviation(tmp_path):
+    rng = np.random.default_rng(0)
+    drawn = simulate.lognormal(mean=1.0, cv=0.05)(np.log(rng.random(100_000)))
+    measured, assumed, stated = (
+        long_run(tmp_path, at=128, **given)["sustained"]
+        for given in ({"worker_times": drawn}, {"step_cv": 0.05}, {"step_cv": 0.05, "worker_times": [1.0, 9.0]})
+    )
+    assert measured == pytest.approx(assumed, rel=5e-3)
+    assert stated == assumed
+
+
+def test_what_the_input_takes_hides_the_slowest_device(tmp_path):
+    told = long_run(tmp_path, at=1024, input_rate=200.0)
+    assert (told["throughput"], told["dominant"]) == (pytest.approx(128 * 200), "input")
+    assert told["sustained"] == pytest.approx(told["throughput"] * told["goodput"], rel=1e-6)
 
 
 BAD_TABLES = {
@@ -415,7 +527,8 @@ BAD_TABLES = {
     HEADER + "a,1,1,32,fast\n": "t.csv, line 2: throughput is 'fast'; expected a number above 0.",
     HEADER + "a,1,1,32,0\n": "t.csv, line 2: throughput is '0'; expected a number above 0.",
     HEADER + "a,1,1,nan,5\n": "t.csv, line 2: per_replica_batch is 'nan'; expected a number above 0.",
-    HEADER + "a,1.5,1,32,5\n": "t.csv, line 2: devices is '1.5'; expected a whole number.",
+    HEADER + "a,1.5,1,32,5\n": "t.csv, line 2: devices is '1.5'; expected a whole number, at most 1e+09.",
+    HEADER + "a,1e20,,32,5\n": "t.csv, line 2: devices is '1e20'; expected a whole number, at most 1e+09.",
     HEADER + "a,1,1,32\n": "t.csv, line 2: throughput is ''; expected a number above 0.",
     HEADER + ",1,1,32,5\n": "t.csv, line 2: config is empty; expected a name",
     HEADER + "a,2,4,32,5\n": "t.csv, line 2: 2 devices do not fit 4 hosts; expected equally many on each, at most 8",
@@ -431,7 +544,7 @@ def test_a_table_that_is_none_is_told_in_one_sentence(text, tmp_path):
 
 
 def test_a_flag_that_cannot_work_is_one_sentence_and_ends_with_64(tmp_path):
-    told = "distloop: at has '0'; expected numbers of devices, 1 to 1e9, such as --at=32,64.\n"
+    told = "distloop: at has '0'; expected numbers of devices, 1 to 1e+09, such as --at=32,64.\n"
     assert predict(tmp_path, SMALL, "--at=0") == (64, "", told)
 
 
@@ -454,7 +567,7 @@ def test_what_to_read_is_told_in_one_way(flags, told):
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "many", "inf", "nan", "", "1e20"])
 def test_a_size_is_a_whole_number_from_one(text):
-    with pytest.raises(UsageError, match=f"at has '{text}'; expected numbers of devices, 1 to 1e9"):
+    with pytest.raises(UsageError, match=re.escape(f"at has '{text}'; expected numbers of devices, 1 to 1e+09")):
         predict_module.sizes(["32", text])
 
 
@@ -479,6 +592,18 @@ def test_a_table_without_rows_to_fit_is_told(tmp_path):
 def test_times_of_failures_that_cannot_be_are_told(hours, checkpoint, restart, told):
     with pytest.raises(UsageError, match=told):
         predict_module.reliability(hours, checkpoint, restart)
+
+
+@pytest.mark.parametrize("step_cv", [-0.1, 1.0, math.nan])
+def test_a_deviation_that_cannot_be_is_told(step_cv):
+    with pytest.raises(UsageError, match=r"step_cv is .*; expected a deviation relative to the step, from 0 to 1"):
+        predict_module.reliability(5, 5, 5, step_cv)
+
+
+@pytest.mark.parametrize("rate", ["0", "-5", "inf", "nan"])
+def test_an_input_rate_that_cannot_be_is_told(rate):
+    with pytest.raises(UsageError, match=f"input_rate is {rate}; expected the examples a second of a host, above 0."):
+        predict_module.input_rates(predict_module.Measured([], {}, []), float(rate))
 
 
 def test_the_page_has_the_figures_of_this_code():
