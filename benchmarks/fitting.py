@@ -128,15 +128,21 @@ def predict(found: Fit, config: str, devices: int, hosts: int, batch: float, siz
     point = Point(config, devices, hosts, batch, size, 1.0)
     seconds, shares = _told(found, point)
     beyond = max(0.0, math.log2(devices / found.largest))
-    widening = _widening(found.noise, _DOUBLING * beyond, shares)
+    widening = widening_of(found.noise, _DOUBLING * beyond, shares.sum())
     smaller = [p for p in found.points if (p.config, p.batch, p.size) == (config, batch, size) and p.hosts <= hosts]
     smaller = [p for p in smaller if p.devices * hosts <= devices * p.hosts]  # in a host
     faster = [_told(found, p) for p in (point._replace(devices=1, hosts=1), *smaller)]
-    fastest = max(one / _widening(found.noise, 0.0, of) for one, of in faster)
+    fastest = max(one / widening_of(found.noise, 0.0, of.sum()) for one, of in faster)
     titles = ["compute time", *(term.title for term in TERMS.values())]
     count = len(found.compute)
     dominant = titles[int(np.argmax([shares[:count].sum(), *shares[count:]]))]
     return Prediction(seconds, max(seconds / widening, fastest), seconds * widening, dominant)
+
+
+def widening_of(noise: float, beyond: float = 0.0, variance: float = 0.0) -> float:
+    """Return the factor from the middle of a 95 % band to its ends."""
+    deviation = math.sqrt(noise**2 + beyond**2 + max(0.0, variance))
+    return math.exp(min(1.96 * deviation, _WIDEST))
 
 
 def _told(found: Fit, point: Point) -> tuple[float, np.ndarray]:
@@ -145,12 +151,6 @@ def _told(found: Fit, point: Point) -> tuple[float, np.ndarray]:
     x = np.array([*found.compute.values(), *found.terms.values()])
     slope = _slopes([point], names, x)[0]
     return float(_seconds([point], names, x)[0]), slope * (found.covariance @ slope)
-
-
-def _widening(noise: float, beyond: float, shares: np.ndarray) -> float:
-    """Return the factor from the middle of a 95 % band to its ends."""
-    deviation = math.sqrt(noise**2 + beyond**2 + max(0.0, shares.sum()))
-    return math.exp(min(1.96 * deviation, _WIDEST))
 
 
 def _seconds(points: Sequence[Point], names: Sequence[str], x: np.ndarray) -> np.ndarray:

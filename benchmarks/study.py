@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks import explained, scaling, simulate
 from benchmarks.explained import Explanation
-from benchmarks.fitting import TERMS, Fit, Point, Prediction
+from benchmarks.fitting import TERMS, Fit, Point, Prediction, widening_of
 from distloop.errors import UsageError
 
 INPUT = "input"  # what decides where hosts read more slowly than the steps go
@@ -98,7 +98,7 @@ def _batch(own: Sequence[Point], devices: int, largest: int) -> float:
 def _with_input(found: Prediction, step: Point, rate: float, noise: float) -> Prediction:
     """Return a prediction of a step that is no faster than hosts read, of `rate` examples a second each."""
     reading = float(scaling.bound_by_input(0.0, step.hosts, step.devices * step.batch, per_host=rate))
-    widening = math.exp(1.96 * noise)
+    widening = widening_of(noise)
     return Prediction(
         max(found.seconds, reading),
         max(found.low, reading / widening),
