@@ -13,7 +13,6 @@ from benchmarks.fitting import TERMS, Fit, Point, Prediction, widening_of
 from distloop.errors import UsageError
 
 INPUT = "input"  # what decides where hosts read more slowly than the steps go
-_STEP_CV = 0.01  # launches of one published configuration vary by 0.2 to 1.5 %
 _DRAWN = 100_000  # steps of each size
 _NO_RATES: Mapping[str, float] = {}
 
@@ -22,14 +21,13 @@ _NO_RATES: Mapping[str, float] = {}
 class Reliability:
     """What the machines do to a long run: seconds between failures of one device, of a checkpoint, of a restart.
 
-    `worker` is the distribution of a device's step time, of mean 1: by default log-normal, with the deviation that
-    the fit found for stragglers, or else 1 %.
+    `worker` is the distribution of a device's step time, of mean 1.
     """
 
     mtbf: float
     checkpoint: float
     restart: float
-    worker: simulate.Quantile | None = None
+    worker: simulate.Quantile
 
 
 def study(
@@ -141,19 +139,16 @@ def _long_run(fit: Fit, step: Point, rate: float, failing: Reliability) -> dict[
     }
 
 
-def _draw(fit: Fit, step: Point, worker: simulate.Quantile | None, rng: np.random.Generator) -> np.ndarray:
+def _draw(fit: Fit, step: Point, worker: simulate.Quantile, rng: np.random.Generator) -> np.ndarray:
     """Return seconds `[steps]`: of the slowest of the devices, and all that the model adds to their compute.
 
     What was measured has the wait for the slowest of as many devices; only what more of them wait longer is new.
     """
-    deviation = fit.terms["straggler"] * TERMS["straggler"].unit
-    worker = worker or simulate.lognormal(mean=1.0, cv=deviation or _STEP_CV)
     compute = fit.compute[step.config or ""] * step.batch
-    rest = step.seconds - compute * (1 + deviation * scaling.expected_max(step.devices))
     known = min(step.devices, fit.largest)
-    measured = compute * (1 + deviation * scaling.expected_max(known))
-    then = simulate.slowest(worker, workers=known, steps=_DRAWN, rng=rng).mean()
-    return rest + measured * simulate.slowest(worker, workers=step.devices, steps=_DRAWN, rng=rng) / then
+    before = simulate.slowest(worker, workers=known, steps=_DRAWN, rng=rng).mean()
+    slowest = simulate.slowest(worker, workers=step.devices, steps=_DRAWN, rng=rng)
+    return step.seconds + compute * (slowest / before - 1)
 
 
 def _compare(known: Explanation, point: Point) -> dict[str, Any]:
