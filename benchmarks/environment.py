@@ -6,13 +6,13 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import distloop
-from distloop.flags import silence
 from distloop.launcher import machine
 
 _ROOT = Path(distloop.__file__).parents[1]
@@ -27,7 +27,7 @@ _BUSY_CPU = 0.2  # of the cores
 
 
 def collect() -> dict[str, Any]:
-    """Return the fields of an env line. TensorFlow is imported and starts no device."""
+    """Return the fields of an env line. It takes the seconds in which another process loads TensorFlow."""
     gpus = _gpus()
     usable, limit = machine.cores()
     total, _, memory_limit = machine.memory()
@@ -94,9 +94,10 @@ def commit() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    with silence():
-        import tensorflow as tf
-    build = tf.sysconfig.get_build_info()
+    # In a process of its own: TensorFlow would stay in the memory of this one while others are measured.
+    script = "import json, tensorflow as tf; print(json.dumps(tf.sysconfig.get_build_info()))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    build = json.loads(done.stdout)
     return {
         "python": platform.python_version(),
         "distloop": distloop.__version__,
