@@ -43,7 +43,9 @@ def _like_gradient(variable: keras.Variable, rows: int | None) -> Any:
     if rows is None:
         return tf.identity(variable.value)
     indices = tf.range(rows, dtype=tf.int32) % variable.shape[0]
-    return tf.IndexedSlices(tf.gather(variable.value, indices), indices, tf.constant([int(size) for size in variable.shape]))
+    return tf.IndexedSlices(
+        tf.gather(variable.value, indices), indices, tf.constant([int(size) for size in variable.shape])
+    )
 
 
 def trainable_variables(state: State) -> list[Any]:
