@@ -2,11 +2,12 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import platform
+import runpy
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +28,7 @@ _BUSY_CPU = 0.2  # of the cores
 
 
 def collect() -> dict[str, Any]:
-    """Return the fields of an env line. It takes the seconds in which another process loads TensorFlow."""
+    """Return the fields of an env line. TensorFlow is not loaded for it."""
     gpus = _gpus()
     usable, limit = machine.cores()
     total, _, memory_limit = machine.memory()
@@ -94,10 +95,9 @@ def commit() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    # In a process of its own: TensorFlow would stay in the memory of this one while others are measured.
-    script = "import json, tensorflow as tf; print(json.dumps(tf.sysconfig.get_build_info()))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    build = json.loads(done.stdout)
+    # What tf.sysconfig.get_build_info returns, from its file: TensorFlow would stay in memory while others are measured.
+    package = Path(next(iter(importlib.util.find_spec("tensorflow").submodule_search_locations)))
+    build = runpy.run_path(str(package / "python/platform/build_info.py"))["build_info"]
     return {
         "python": platform.python_version(),
         "distloop": distloop.__version__,
