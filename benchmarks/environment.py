@@ -96,8 +96,8 @@ def commit() -> dict[str, Any]:
 
 def _versions() -> dict[str, str | None]:
     # What tf.sysconfig.get_build_info returns, from its file: TensorFlow would stay in memory while others are measured.
-    package = Path(next(iter(importlib.util.find_spec("tensorflow").submodule_search_locations)))
-    build = runpy.run_path(str(package / "python/platform/build_info.py"))["build_info"]
+    module: Any = importlib.util.find_spec("tensorflow")
+    build = runpy.run_path(str(Path(module.origin).with_name("python") / "platform/build_info.py"))["build_info"]
     return {
         "python": platform.python_version(),
         "distloop": distloop.__version__,
