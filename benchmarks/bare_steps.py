@@ -1,11 +1,13 @@
 """Steps that do one thing only: read a batch, or exchange gradients."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from distloop import metrics
+from distloop.errors import UsageError
 from distloop.metrics import Metric, divide, mean
 from distloop.scopes import current_step
 from distloop.task import Batch, State
@@ -17,18 +19,33 @@ def read(_: State, batch: Batch) -> dict[str, Metric]:
         return {"weight": mean(tf.identity(batch["weight"]), tf.ones_like(batch["weight"]))}
 
 
-def exchange(state: State, batch: Batch) -> dict[str, Metric]:
+def exchange(rows: Sequence[int | None], state: State, batch: Batch) -> dict[str, Metric]:
     """Sum what has the shapes of the gradients over all replicas, as `minimize` does: in the one reduction of the step.
 
-    The variables stand for their gradients: they lie on the device, and TensorFlow cannot know their sum.
+    The variables stand for their gradients, so many `rows` of one where that is sparse: they lie on the device, and
+    TensorFlow cannot know their sum.
     """
     step: Any = current_step()
     carried = tf.concat([[tf.reduce_sum(batch["weight"])], step.riders], axis=0)
-    values = [tf.identity(variable.value) for variable in trainable_variables(state)]
-    values, carried = metrics.all_reduce_sum((values, carried))
+    variables = trainable_variables(state)
+    if len(rows) != len(variables):
+        raise UsageError(
+            f"the step has gradients of {len(rows)} of {len(variables)} variables; comm needs all of them."
+        )
+    gradients = [_like_gradient(variable, count) for variable, count in zip(variables, rows, strict=True)]
+    gradients, carried = metrics.all_reduce_sum((gradients, carried))
     step.reduced_riders = carried[1:]
-    with tf.control_dependencies(values):
+    with tf.control_dependencies(tf.nest.flatten(gradients, expand_composites=True)):
         return {"weight": Metric((tf.identity(carried[0]), tf.constant(1.0)), divide, reduced=True)}
+
+
+def _like_gradient(variable: keras.Variable, rows: int | None) -> Any:
+    if rows is None:
+        return tf.identity(variable.value)
+    indices = tf.range(rows, dtype=tf.int32) % variable.shape[0]
+    return tf.IndexedSlices(
+        tf.gather(variable.value, indices), indices, tf.constant([int(size) for size in variable.shape])
+    )
 
 
 def trainable_variables(state: State) -> list[Any]:

@@ -38,4 +38,6 @@ def run(main: Callable[[list[str]], int]) -> None:
             say("interrupted.")
             return 128 + signal.SIGINT
 
+    # So that what this process has started ends with it, too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     app.run(guarded, flags_parser=parse)

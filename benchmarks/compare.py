@@ -8,6 +8,7 @@ needs more launches, 64 if the runs cannot be compared or the tolerance is below
 """
 
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,18 +65,18 @@ def main(arguments: Sequence[str]) -> int:
     base, new = map(load, arguments)
     pairs = compare(base, new, values.tolerance, across=values.across)
     if values.json:
-        print(json.dumps(_document(base, new, pairs, values.tolerance), indent=2))
+        print(json.dumps(_document(base, new, pairs, values.tolerance), indent=2, allow_nan=False))
     else:
         _print(base, new, pairs, values.tolerance)
     return exit_code(base, new, pairs)
 
 
 def exit_code(base: Run, new: Run, pairs: Sequence[Pair]) -> int:
-    """Return 1 if a case regressed or failed, else 2 if one is inconclusive, else 0."""
+    """Return 1 if a case regressed or failed, else 2 if one is inconclusive or was not measured again, else 0."""
     found = {pair.verdict for pair in pairs}
     if "regressed" in found or any(new.results[key]["error"] for key in base.steps if key in new.results):
         return 1
-    return 2 if "inconclusive" in found else 0
+    return 2 if "inconclusive" in found or base.steps.keys() - new.results.keys() else 0
 
 
 def _document(base: Run, new: Run, pairs: Sequence[Pair], tolerance: float) -> dict[str, Any]:
@@ -96,14 +97,15 @@ def _document(base: Run, new: Run, pairs: Sequence[Pair], tolerance: float) -> d
             }
             for pair in pairs
         ],
-        "geometric_mean": _numbers(statistics.geometric_mean([pair.ratio for pair in pairs])),
+        "geometric_mean": _numbers(statistics.geometric_mean([pair.ratio for pair in pairs])) if pairs else None,
         "unmatched": unmatched(base, new),
         "exit_code": exit_code(base, new, pairs),
     }
 
 
-def _numbers(ratio: Ratio) -> dict[str, float]:
-    return {"median": ratio.median, "low": ratio.low, "high": ratio.high}
+def _numbers(ratio: Ratio) -> dict[str, float | None]:
+    ends = {"median": ratio.median, "low": ratio.low, "high": ratio.high}
+    return {name: value if math.isfinite(value) else None for name, value in ends.items()}
 
 
 def _print(base: Run, new: Run, pairs: Sequence[Pair], tolerance: float) -> None:
@@ -119,8 +121,9 @@ def _print(base: Run, new: Run, pairs: Sequence[Pair], tolerance: float) -> None
             _verdict(pair),
             style=_COLORS[pair.verdict],
         )
-    table.add_section()
-    table.add_row("geometric mean", "", "", "", _text(statistics.geometric_mean([pair.ratio for pair in pairs])))
+    if pairs:
+        table.add_section()
+        table.add_row("geometric mean", "", "", "", _text(statistics.geometric_mean([pair.ratio for pair in pairs])))
     console.print(table)
     measured = {name: unit for name, unit in _UNITS.items() if any(any(pair.others[name]) for pair in pairs)}
     others = _table("case", *(title for title, _ in measured.values()))

@@ -82,13 +82,13 @@ def _steps(result: Record, windows: Mapping[str, Sequence[Record]]) -> Launches:
 
 
 def compare(base: Run, new: Run, tolerance: float, *, across: bool = False) -> list[Pair]:
-    """Return the cases that both runs have measured.
+    """Return the cases that both runs have measured; none if all have failed in the new one.
 
-    Raises UsageError if there is none, if the runs were made in different environments, unless `across`, and if the
-    tolerance is below the machine's floor where that is known and no pair differs by more.
+    Raises UsageError if the runs have no case in common, if they were made in different environments, unless `across`,
+    and if the tolerance is below the machine's floor where that is known and no pair differs by more.
     """
     keys = [key for key in base.steps if key in new.steps]
-    if not keys:
+    if not keys and not any(key in new.results for key in base.steps):
         raise UsageError("the runs have no case in common that both have measured; compare runs of one command.")
     if not across:
         _check_environments(base, new, keys)

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from benchmarks import facts, leave_out
+from benchmarks import facts, flops, leave_out
 from benchmarks.cases import Case
 from distloop import startup
 from distloop.config import RunConfig
+from distloop.errors import UsageError
 from distloop.experiment import train
 from distloop.lifecycle import Lifecycle
 from distloop.loop import Progress
@@ -42,8 +43,13 @@ def measure(case: Case, config: RunConfig, startup_secs: dict[str, float]) -> di
 
     reduced: list[leave_out.Reduced] = []
     began = time.perf_counter()
-    with _timed_phases(window), _kept_setup() as kept, leave_out.nothing(reduced):
+    with _timed_phases(window), _kept() as kept, leave_out.nothing(reduced):
         train(config.task, config, extra_actions=[watch])
+    if not window["steps"]:
+        raise UsageError(
+            f"the training ends with its first call of {config.steps_per_call} steps, which is not measured; give more "
+            "--train_steps or --epochs."
+        )
     window["seconds"] = time.perf_counter() - seen["begin"]
     if math.isnan(window["input_wait_s"]):  # not measured
         window["input_wait_s"] = None
@@ -52,8 +58,9 @@ def measure(case: Case, config: RunConfig, startup_secs: dict[str, float]) -> di
     return {
         "facts": {
             **facts.of_model(case, kept[0], startup.train_stream(kept[0]), reduced),
+            "flops_per_example": flops.per_example(kept[1], case.global_batch // case.workers),
             "startup_s": startup_secs,
-            "losses": [loss for loss in losses if math.isfinite(loss)],
+            "losses": [loss if math.isfinite(loss) else None for loss in losses],
             "calls_per_step": 1 / config.steps_per_call,
             "call_overhead_s": None,
             "warnings": [],
@@ -63,16 +70,20 @@ def measure(case: Case, config: RunConfig, startup_secs: dict[str, float]) -> di
 
 
 @contextlib.contextmanager
-def _kept_setup() -> Iterator[list[startup.Setup]]:
-    """Yield a list that gets what the training is set up with."""
-    kept: list[startup.Setup] = []
-    original = startup.set_up
+def _kept() -> Iterator[list[Any]]:
+    """Yield a list that gets what the training is set up with, and its compiled steps."""
+    kept: list[Any] = []
+    set_up, compiled = startup.set_up, startup.compiled
 
-    def set_up(*arguments: Any) -> startup.Setup:
-        kept.append(original(*arguments))
-        return kept[-1]
+    def keep(function: Callable[..., Any]) -> Callable[..., Any]:
+        def keeping(*arguments: Any, **options: Any) -> Any:
+            found = function(*arguments, **options)
+            kept.append(found)
+            return found
 
-    with mock.patch.object(startup, "set_up", set_up):
+        return keeping
+
+    with mock.patch.object(startup, "set_up", keep(set_up)), mock.patch.object(startup, "compiled", keep(compiled)):
         yield kept
 
 

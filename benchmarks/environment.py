@@ -2,9 +2,11 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import platform
+import runpy
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -12,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import distloop
-from distloop.flags import silence
 from distloop.launcher import machine
 
 _ROOT = Path(distloop.__file__).parents[1]
@@ -27,7 +28,7 @@ _BUSY_CPU = 0.2  # of the cores
 
 
 def collect() -> dict[str, Any]:
-    """Return the fields of an env line. TensorFlow is imported and starts no device."""
+    """Return the fields of an env line. TensorFlow is not loaded for it."""
     gpus = _gpus()
     usable, limit = machine.cores()
     total, _, memory_limit = machine.memory()
@@ -94,9 +95,9 @@ def commit() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    with silence():
-        import tensorflow as tf
-    build = tf.sysconfig.get_build_info()
+    # What tf.sysconfig.get_build_info returns, from its file: TensorFlow would stay in memory while others are measured.
+    module: Any = importlib.util.find_spec("tensorflow")
+    build = runpy.run_path(str(Path(module.origin).with_name("python") / "platform/build_info.py"))["build_info"]
     return {
         "python": platform.python_version(),
         "distloop": distloop.__version__,

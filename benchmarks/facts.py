@@ -17,17 +17,18 @@ def of_model(case: Case, setup: Setup, stream: Stream, reduced: Sequence[Reduced
     """Return what a launch says of its model and its devices; `reduced` is what its steps exchange, if they do."""
     variables = bare_steps.trainable_variables(setup.state)
     unit, units_per_example = unit_of(case.workload, stream.features)
-    first = reduced[0] if reduced else Reduced(0, 0, 0)
+    first = reduced[-1] if reduced else Reduced(0, 0, ())
     return {
         "global_batch": case.global_batch,
         "params": sum(variable.shape.num_elements() for variable in map(tf.convert_to_tensor, variables)),
         "gradient_bytes": {"dense": first.dense_bytes, "sparse": first.sparse_bytes},
-        "gradient_tensors": first.tensors,
+        "gradient_tensors": len(first.rows),
         "unit": unit,
         "units_per_example": units_per_example,
         "flops_per_example": None,
         "memory": {"device_peak_bytes": device_peak_bytes()},
         "devices": device_names(),
+        "tf32": tf.config.experimental.tensor_float_32_execution_enabled(),
         "hosts": len({address.rpartition(":")[0] for address in setup.workers.addresses}) or 1,
     }
 

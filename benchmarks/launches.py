@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,12 @@ from benchmarks import records
 from benchmarks.cases import Case
 from benchmarks.results import Launch
 from benchmarks.timing import Timing
+from distloop import workdir
+from distloop.launcher import processes
+from distloop.storage import as_path
 
 _FILES_SECS = 60.0
+_OUTCOME = "outcome.json"
 
 
 @dataclass(frozen=True)
@@ -39,27 +44,44 @@ class Failed(NamedTuple):
 def launch(case: Case, timing: Timing, hosts: Hosts, folder: Path, *, limit_secs: float) -> Launch | Failed:
     """Measure a case once; the workers leave their numbers in `folder`, which all hosts share.
 
-    No process is left after `limit_secs`. Every host calls it and gets the same.
+    Every host calls it and gets the same: the first tells the others how it has ended. No process is left after
+    `limit_secs`, and of the measured run nothing.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"rank_{rank}.json" for rank in range(case.workers)]
     if hosts.index == 0:  # the others begin to measure only once this host takes part
-        for file in files:
-            file.unlink(missing_ok=True)
-    failed = _run(command(case, timing, hosts, folder), limit_secs)
-    limit = time.monotonic() + _FILES_SECS
-    while failed is None and not all(file.is_file() for file in files):  # another host may be later
-        if time.monotonic() > limit:
-            failed = Failed("the workers of another host have left no numbers in the folder of --output.", 1)
-        time.sleep(0.05)
-    if failed is not None:
-        return failed
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="distloop_bench_") as logs:
+        failed = _run(command(case, timing, hosts, folder, Path(logs)), limit_secs)
+    if hosts.index == 0:
+        found = failed or _read(case, folder)
+        workdir.write_json(as_path(folder) / _OUTCOME, found if isinstance(found, Failed) else None)
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        return found
+    told = _wait_for([folder / _OUTCOME])
+    outcome = json.loads((folder / _OUTCOME).read_text()) if told else ["the first host says nothing.", 1]
+    return Failed(*outcome) if outcome else _read(case, folder)
+
+
+def _read(case: Case, folder: Path) -> Launch | Failed:
+    files = [folder / f"rank_{rank}.json" for rank in range(case.workers)]
+    if not _wait_for(files):
+        return Failed("the workers of another host have left no numbers in the folder of --output.", 1)
     found = [json.loads(file.read_text()) for file in files]
     windows = [{"rank": rank, **window} for rank, worker in enumerate(found) for window in worker["windows"]]
     return Launch(records.new_id(), _facts([worker["facts"] for worker in found]), windows)
 
 
-def command(case: Case, timing: Timing, hosts: Hosts, folder: Path) -> list[str]:
+def _wait_for(files: Sequence[Path]) -> bool:
+    """Return whether the files are there in time; another host may be later than this one."""
+    limit = time.monotonic() + _FILES_SECS
+    while not all(file.is_file() for file in files):
+        if time.monotonic() > limit:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def command(case: Case, timing: Timing, hosts: Hosts, folder: Path, logs: Path) -> list[str]:
     """Return the command that measures a case on this host, its workers' numbers going to `folder`."""
     request = json.dumps({"case": case.to_dict(), "timing": asdict(timing), "folder": str(folder)})
     worker = [sys.executable, "-m", "benchmarks.worker", request]
@@ -68,7 +90,7 @@ def command(case: Case, timing: Timing, hosts: Hosts, folder: Path) -> list[str]
     of_hosts = [f"--hosts={','.join(hosts.names)}", f"--host_index={hosts.index}"] if hosts.names else []
     per_host = case.workers // max(1, len(hosts.names))
     launcher = ["-m", "launch.run", f"--workers={per_host}", "--max_restarts=0", "--console=all", *of_hosts]
-    return [sys.executable, *launcher, f"--logs_dir={folder / 'logs'}", "--", *worker]
+    return [sys.executable, *launcher, f"--logs_dir={logs}", "--", *worker]
 
 
 def _facts(of_workers: list[dict[str, Any]]) -> dict[str, Any]:
@@ -84,9 +106,7 @@ def _facts(of_workers: list[dict[str, Any]]) -> dict[str, Any]:
 def _run(argv: list[str], limit_secs: float) -> Failed | None:
     """Run a command; return None if it ended well. Its whole process group ends with it."""
     with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        process = processes.start(argv, environment=os.environ, output=output.fileno())
         try:
             code = process.wait(limit_secs)
         except subprocess.TimeoutExpired:

@@ -11,11 +11,11 @@ from distloop import gradients, metrics
 
 
 class Reduced(NamedTuple):
-    """Hold what the first reduction of a traced step carries, in bytes a replica."""
+    """Hold what the reduction of a traced step carries, in bytes a replica."""
 
     dense_bytes: int
     sparse_bytes: int  # values and indices of rows
-    tensors: int
+    rows: tuple[int | None, ...]  # of each gradient that is sparse; None of one that is dense
 
 
 @contextlib.contextmanager
@@ -48,8 +48,9 @@ def nothing(found: list[Reduced]) -> Iterator[None]:
         sparse = [g for g in gradients_of_step if isinstance(g, tf.IndexedSlices)]
         dense = [g for g in gradients_of_step if not isinstance(g, tf.IndexedSlices)]
         if gradients_of_step:
-            rows = [part for g in sparse for part in (g.values, g.indices)]
-            found.append(Reduced(_bytes(dense), _bytes(rows), len(gradients_of_step)))
+            of_rows = [part for g in sparse for part in (g.values, g.indices)]
+            rows = tuple(g.indices.shape[0] if isinstance(g, tf.IndexedSlices) else None for g in gradients_of_step)
+            found.append(Reduced(_bytes(dense), _bytes(of_rows), rows))
         return original(values)
 
     with _replaced(metrics, "all_reduce_sum", look):

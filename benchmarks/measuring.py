@@ -1,6 +1,7 @@
 """What a launch of a case measures, with distloop's own steps and loop."""
 
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from distloop.steps import CompiledSteps, compile_steps, separate_seeds
 from distloop.storage import as_path
 
 FIRST_LOSSES = 10  # steps whose losses are recorded, so that peers can be seen to do the same
-_STEPS = {"input": bare_steps.read, "comm": bare_steps.exchange}
+_BARE = ("input", "comm")  # steps that train nothing
 _LEFT_OUT = {"nocomm": [leave_out.reduction], "noupdate": [leave_out.reduction, leave_out.update]}
 
 
@@ -67,6 +68,8 @@ def measure(
         if case.peer != "distloop":  # a call of a peer may be many compiled calls: what it does in between is seldom
             plan = plan._replace(call_steps=plan.call_steps * plan.calls, calls=1)
             call(plan.call_steps)
+        step = min(watch.seconds["first_step"], plan.step_secs)
+        watch.seconds |= {"compile": watch.seconds["first_step"] - step, "first_step": step}
         agreed(0.0)  # all begin together
         measured = list(windows(call, call_steps=plan.call_steps, calls=plan.calls, count=timing.windows))
         if case.mode == "startup":
@@ -78,7 +81,7 @@ def measure(
             **facts.of_model(case, setup, stream, reduced),
             "flops_per_example": flops_per_example,
             "startup_s": startup_secs,
-            "losses": [loss for loss in losses if math.isfinite(loss)],  # `input` and `comm` have none
+            "losses": [] if case.mode in _BARE else [loss if math.isfinite(loss) else None for loss in losses],
             "calls_per_step": 1 / plan.call_steps,
             "call_overhead_s": plan.overhead_secs,
             "warnings": [] if plan.steady else [unsteady],
@@ -101,17 +104,16 @@ def compiled(
     setup: startup.Setup, stream: Stream, mode: str, stop: tf.Variable, reduced: list[leave_out.Reduced]
 ) -> CompiledSteps:
     """Trace the steps of a mode; `reduced` gets what they exchange."""
+    step_fn = bare_steps.read if mode == "input" else setup.task.train_step
+    if mode == "comm":  # what its gradients are like is known once the step of the task is traced
+        compiled(setup, stream, "step", stop, reduced)
+        step_fn = functools.partial(bare_steps.exchange, reduced[-1].rows)
     with contextlib.ExitStack() as stack:
         for part in _LEFT_OUT.get(mode, []):
             stack.enter_context(part())
         stack.enter_context(leave_out.nothing(reduced))
         return compile_steps(
-            setup.strategy,
-            _STEPS.get(mode, setup.task.train_step),
-            setup.state,
-            feeding.dataset(setup, stream, mode),
-            training=True,
-            stop=stop,
+            setup.strategy, step_fn, setup.state, feeding.dataset(setup, stream, mode), training=True, stop=stop
         )
 
 

@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from benchmarks import cases
 from benchmarks.cases import Case
+from distloop.config import RunConfig
 from distloop.errors import UsageError
 
 NAMES = ("step", "h2d", "input", "comm", "nocomm", "e2e", "sweep", "peers", "ablate", "startup")
@@ -59,7 +60,9 @@ def plan(
         if not vary:
             raise UsageError("ablate varies nothing; expected --vary such as --vary='jit_compile=0|1'.")
         changes = [dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
-        varied = [replace(case, settings={**case.settings, **change}) for case in grid for change in changes]
+        varied = [
+            replace(case, settings=_but_defaults({**case.settings, **change})) for case in grid for change in changes
+        ]
         return [_wanted(case, split=False) for case in varied]
     if mode == "comm":
         return [Wanted(case) for case in _exchanges(grid, comm_bytes)]
@@ -69,6 +72,12 @@ def plan(
 def unique(wanted: Iterable[Wanted]) -> list[Case]:
     """Return the cases to launch, each once, in order."""
     return list({case.key: case for one in wanted for case in one.all}.values())
+
+
+def _but_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings without those that are as they are anyway, so that equal cases have equal keys."""
+    defaults = {setting.name: setting.default for setting in fields(RunConfig)}
+    return {name: value for name, value in settings.items() if value != defaults[name]}
 
 
 def _sized(case: Case, size: tuple[int, int], batch: int, *, strong: bool) -> Case:

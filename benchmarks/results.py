@@ -75,7 +75,8 @@ def step_ms(case: Case, launch: Launch) -> list[float]:
 def part_ms(case: Case, launches: Sequence[Launch], part: str) -> float | None:
     """Return the milliseconds a step of `input_wait_s` or `host_gap_s` of the windows, or None if it was not measured.
 
-    In each window those of the worker with most, for whom the others wait; then medians, as for the step.
+    Of a part that each worker measures for itself, those of the one with most, for whom the others wait; the input wait
+    is a mean over all replicas already. Then medians, as for the step.
     """
     if any(window[part] is None for launch in launches for window in launch.windows):
         return None

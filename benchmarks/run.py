@@ -6,7 +6,9 @@ python -m benchmarks.run --mode=peers --workload=mnist_cnn
 """
 
 import ast
+import contextlib
 import itertools
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
         strong=values.scaling == "strong",
         split=values.split,
         peers=_peers(values.peers),
-        vary=dict(_variation(text) for text in values.vary),
+        vary=_variations(values.vary),
         comm_bytes=[round(_number(text, "comm_bytes")) for text in values.comm_bytes],
     )
     hosts = _hosts(wanted)
@@ -95,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
         found = runner.run(wanted, recorder, asked, lambda line: print(line, flush=True))
     _show(found, {case.key for case in (one.case for one in wanted)})
     print(f"records: {output / run}.jsonl\nreport:  python -m benchmarks.report {output}")
-    return int(any(result["error"] for result in found if values.mode != "peers"))
+    return int(any(result["error"] for result in found if result["case"]["peer"] == "distloop"))
 
 
 def _show(found: Sequence[dict[str, Any]], wanted: set[str]) -> None:
@@ -139,6 +141,13 @@ def _settings() -> dict[str, Any]:
     return given
 
 
+def _variations(texts: Sequence[str]) -> dict[str, list[Any]]:
+    found = [_variation(text) for text in texts]
+    if len(dict(found)) < len(found):
+        raise UsageError(f"vary names a setting twice ({', '.join(texts)}); give all its values in one: A|B.")
+    return dict(found)
+
+
 def _variation(text: str) -> tuple[str, list[Any]]:
     name, equals, values = text.partition("=")
     known = [setting.name for setting in fields(RunConfig) if setting.name not in _NOT_SETTINGS]
@@ -177,10 +186,10 @@ def _numbers(flag: str) -> list[int]:
 
 
 def _number(text: str, flag: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(f"{flag} has {text!r}; expected a number.") from None
+    with contextlib.suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise UsageError(f"{flag} has {text!r}; expected a number.")
 
 
 if __name__ == "__main__":

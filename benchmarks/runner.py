@@ -1,5 +1,6 @@
 """Launch all cases in turn, A B A B, write down all that is found, and conclude what it means."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +37,10 @@ def run(
     UsageError for what the user can mend, unless it is a peer that does not have what the case asks for.
     """
     env = environment.collect()
-    recorder.write("env", **env, warnings=environment.warnings())
+    warnings = environment.warnings()
+    recorder.write("env", **env, warnings=warnings)
+    for warning in warnings:
+        show(f"mind that {warning}")
     done: dict[str, list[results.Launch]] = {case.key: [] for case in modes.unique(wanted)}
     failed: dict[str, Failed] = {}
     try:
@@ -64,7 +68,7 @@ def _launch_all(
             folder = asked.folder / f"{case.key}_{index}"
             found = launch(case, asked.timing, asked.hosts, folder, limit_secs=asked.limit_secs)
             if isinstance(found, Failed):
-                if found.exit_code == UsageError.exit_code and case.peer == "distloop":
+                if found.exit_code == UsageError.exit_code and case.peer == "distloop" and not any(done.values()):
                     raise UsageError(found.error)
                 failed[case.key] = found
                 show(f"{case.name}: {found.error}")
@@ -90,17 +94,25 @@ def _conclude_all(
 
 
 def _who_does_something_else(all_cases: Sequence[Case], launches: dict[str, list[results.Launch]]) -> dict[str, str]:
-    """Return a sentence for each peer whose losses are not distloop's, by the key of its case; drop its launches."""
+    """Return a sentence for each peer whose losses are not the first one's, by the key of its case; drop its launches.
+
+    The first one also says what FLOPs an example takes, for all of them: they compute the same.
+    """
     found = {}
-    for case in all_cases:
-        own = launches.get(replace(case, peer="distloop").key)
-        if case.peer == "distloop" or not own or not launches[case.key]:
+    first: dict[str, Case] = {}
+    for case in (case for case in all_cases if launches[case.key]):
+        reference = first.setdefault(replace(case, peer="distloop").key, case)
+        if reference == case:
             continue
-        losses = {"distloop": own[0].facts["losses"], case.peer: launches[case.key][0].facts["losses"]}
-        differences = peers.differences(losses, str(case.settings.get("precision", "float32")))
+        facts = [launches[one.key][0].facts for one in (reference, case)]
+        losses = [[math.nan if loss is None else loss for loss in fact["losses"]] for fact in facts]
+        precision = str(case.settings.get("precision", "float32"))
+        differences = peers.differences(dict(zip((reference.peer, case.peer), losses, strict=True)), precision)
         if differences:
             found[case.key] = differences[0]
             launches[case.key] = []
+        flops = {"flops_per_example": facts[0]["flops_per_example"]}
+        launches[case.key] = [one._replace(facts={**one.facts, **flops}) for one in launches[case.key]]
     return found
 
 
@@ -137,29 +149,36 @@ def conclude(
     written: dict[str, dict[str, Any]] = {}
     points: list[dict[str, Any]] = []
 
-    def summarize(case: Case, parts: Any = None, baseline: Case | None = None) -> None:
+    def summarize(case: Case, one: Wanted | None = None) -> None:
+        """Write the result of a case; `one` says what it was split by and is relative to."""
         if case.key in written:
             return
-        found = launches[case.key]
-        precision = str(case.settings.get("precision", "float32"))
-        peak = peaks.find(env["hardware"]["device"], precision)
-        written[case.key] = recorder.write(
-            "result",
-            **results.summarize(
+        found, baseline, parts = launches[case.key], None, None
+        if one is not None:
+            baseline = written.get(one.baseline.key) if one.baseline else None
+            parts = _parts(one, launches, written)
+        try:
+            fields = results.summarize(
                 case,
                 found,
                 env=env["hash"],
-                peak=peak,
-                baseline=written.get(baseline.key) if baseline else None,
+                peak=_peak(case, found),
+                baseline=baseline,
                 breakdown=parts,
                 error=errors.get(case.key),
-            ),
-        )
+            )
+            alone = one and written.get(one.without["nocomm"].key) if one and "nocomm" in one.without else None
+            if alone:  # in the step itself all wait for the slowest
+                fields["skew_ms"] = alone["skew_ms"]
+            written[case.key] = recorder.write("result", **fields)
+        except ValueError as error:  # its launches contradict each other: no reason to lose the others'
+            fields = results.summarize(case, [], env=env["hash"], error=str(error))
+            written[case.key] = recorder.write("result", **fields)
 
     for one in sorted(wanted, key=lambda one: one.baseline is not None):
         for companion in one.without.values():
             summarize(companion)
-        summarize(one.case, _parts(one, launches, written), one.baseline)
+        summarize(one.case, one)
         result = written[one.case.key]
         verdict = breakdown.judge(result)
         if verdict:
@@ -169,6 +188,15 @@ def conclude(
     for fit in (*curves.of_sweeps(records.read([recorder.path])), *curves.of_all_reduces(points)):
         recorder.write("fit", **fit)
     return list(written.values())
+
+
+def _peak(case: Case, found: Sequence[results.Launch]) -> peaks.Peak | None:
+    """Return the peak of the device that the launches ran on, if it is known and one and the same."""
+    names = {name for launch in found for name in launch.facts["devices"]}
+    if len(names) != 1:
+        return None
+    precision = str(case.settings.get("precision", "float32"))
+    return peaks.find(names.pop(), precision, tf32=all(launch.facts["tf32"] for launch in found))
 
 
 def _parts(

@@ -77,7 +77,10 @@ def _section(env: Record, part: Sequence[Record], suffix: str) -> Section:
         facts=_facts(env, part, results),
         commands=list(dict.fromkeys(shlex.join(run["argv"]) for run in _of_kind(part, "run"))),
         findings=[_finding(verdict, results) for verdict in _of_kind(part, "verdict")],
-        warnings=[f"{tables.label(result['case'])}: {text}" for result in results for text in result["warnings"]],
+        warnings=[
+            *env.get("warnings", []),
+            *(f"{tables.label(result['case'])}: {text}" for result in results for text in result["warnings"]),
+        ],
         images=_images(figures, suffix),
         tables=made,
     )

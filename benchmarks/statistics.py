@@ -48,7 +48,10 @@ class Ratio:
 
     def p_below(self, bound: float) -> float:
         """Return how probable a ratio as small as this is where the true one is `bound`: Student's t, one-sided."""
-        return float(special.stdtr(self.freedom, (np.log(self.median) - np.log(bound)) / self.error))
+        distance = np.log(self.median) - np.log(bound)
+        if self.error == 0 or self.freedom == 0:  # one launch a side, or windows without any scatter
+            return float(distance > 0)
+        return float(special.stdtr(self.freedom, distance / self.error))
 
 
 def interval(windows_of_launches: Launches, seed: int = 0) -> Interval:
@@ -79,11 +82,15 @@ def ratio(base: Launches, new: Launches, seed: int = 0) -> Ratio:
 
 
 def geometric_mean(ratios: Sequence[Ratio]) -> Ratio:
-    """Return the geometric mean of independent ratios, with its interval by Student's t of their standard errors."""
+    """Return the geometric mean of independent ratios, with its interval by Student's t of their standard errors.
+
+    Without any degree of freedom the interval is all numbers above 0.
+    """
     mean = np.mean([np.log(one.median) for one in ratios])
     error = float(np.sqrt(sum(one.error**2 for one in ratios)) / len(ratios))
     freedom = sum(one.freedom for one in ratios)
-    low, median, high = np.exp(mean + error * special.stdtrit(freedom, [_ENDS[0], 0.5, _ENDS[1]])).tolist()
+    width = error * special.stdtrit(freedom, _ENDS[1]) if freedom else np.inf  # one launch a side tells no error
+    low, median, high = np.exp([mean - width, mean, mean + width]).tolist()
     return Ratio(median, low, high, error, freedom, None)
 
 

@@ -41,6 +41,7 @@ class Plan(NamedTuple):
 
     call_steps: int
     calls: int
+    step_secs: float
     steady: bool  # the last warm-up windows agreed
     overhead_secs: float | None  # what a call takes beyond its steps; None if the steps are too long to tell
 
@@ -74,7 +75,7 @@ def warm_up(
         if steady or sum(seconds) >= timing.warmup_secs:
             break
     step = statistics.median(seconds) / calls / call_steps
-    return Plan(call_steps, calls, steady, _overhead(call, step, agreed))
+    return Plan(call_steps, calls, step, steady, _overhead(call, step, agreed))
 
 
 def windows(

@@ -128,13 +128,33 @@ def test_the_command_prints_json(folder):
     code, out, err = command(folder, "base", "equal", "--json", "--tolerance=0.05")
     found = json.loads(out)
     [pair] = found["pairs"]
-    assert (code, found["exit_code"], err) == (0, 0, "")
+    assert (code, found["exit_code"], err) == (2, 2, "")  # a case was not measured again
     assert (pair["verdict"], pair["case"], pair["launches"]) == ("same", CASE.to_dict(), [10, 10])
     assert pair["ratio"]["low"] < 1 < pair["ratio"]["high"]
     assert pair["memory_bytes"] == [2**30, 2**30]
     assert found["geometric_mean"]["median"] == pytest.approx(pair["ratio"]["median"])
     assert list(found["unmatched"].values()) == ["only in BASE"]
     assert 0 < found["floor"] < 0.05
+
+
+def test_one_launch_a_side_has_no_verdict_and_valid_json(folder, tmp_path):
+    for name in ("a", "b"):
+        recorder = records.Recorder(tmp_path / name / "run.jsonl", name)
+        recorder.write("env", **ENV)
+        write(recorder, CASE, [[10.0, 10.0, 10.0]])
+    code, out, err = command(tmp_path, "a", "b", "--json")
+    found = json.loads(out, parse_constant=pytest.fail)
+    assert (code, err, found["pairs"][0]["verdict"]) == (2, "", "inconclusive")
+    assert found["geometric_mean"] == {"median": 1.0, "low": 0.0, "high": None}
+
+
+def test_a_run_in_which_all_has_failed_is_a_failure(folder, tmp_path):
+    recorder = records.Recorder(tmp_path / "run.jsonl", "run")
+    recorder.write("env", **ENV)
+    recorder.write("result", **results.summarize(CASE, [], env="e", error="no memory"))
+    code, out, _ = command(folder, "equal", str(tmp_path))
+    assert code == 1
+    assert "failed in NEW: no memory" in out
 
 
 def test_the_floor_is_measured_from_one_run_and_a_tolerance_below_is_refused(folder):

@@ -17,7 +17,7 @@ def commands(page):
     return [line for block in blocks for line in block.splitlines() if "benchmarks." in line]
 
 
-def row(results, verdicts, result):
+def row(verdicts, result):
     """Return a result as the README's table has it."""
     case, step = result["case"], result["step_ms"]
     size = f"{case['workers']} process{'es' if case['workers'] > 1 else ''}"
@@ -35,7 +35,7 @@ def test_every_number_of_the_readme_is_on_record():
     found = records.read([MEASURED / "records"])
     results = [line for line in found if line["kind"] == "result" and line["case"]["mode"] == "step"]
     verdicts = {line["key"]: line for line in found if line["kind"] == "verdict"}
-    expected = [row(results, verdicts, result) for result in results if result["key"] in verdicts]
+    expected = [row(verdicts, result) for result in results if result["key"] in verdicts]
     shown = [line for line in PAGES["README.md"].splitlines() if re.match(r"\| \d+ process", line)]
     assert shown == expected, "\n".join(expected)
     (picture,) = re.findall(r"!\[.*\]\((docs/benchmarks/two_cores/.*\.png)\)", PAGES["README.md"])

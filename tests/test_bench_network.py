@@ -11,8 +11,8 @@ from tests.harness import finish
 
 pytestmark = pytest.mark.slow
 LIMIT_SECS = 600
-GRADIENT_BYTES = 4_000_000
-# Bytes a second: so few that a step is 2 s of sending, and what else this machine does beside is little of it.
+GRADIENT_BYTES = 2_000_000
+# Bytes a second: so few that a step is 1 s of sending, and what else this machine does beside is little of it.
 RATE = 2.5e6
 
 
@@ -24,7 +24,7 @@ def measure(hosts, folder, mode, rate):
         *("-m", "benchmarks.run", f"--mode={mode}", "--workload=null", f"--task_args=gradient_bytes={GRADIENT_BYTES}"),
         *("--batch=8", f"--workers={len(hosts)}", f"--hosts={','.join(host.name for host in hosts)}", "--nosplit"),
         *(f"--output={folder}", "--launches=1", "--windows=7", "--window_secs=0.01", "--warmup_secs=3"),
-        "--comm_bytes=2e6",
+        "--comm_bytes=1e6",
     ]
     started = [host.start(*flags, f"--host_index={k}") for k, host in enumerate(hosts)]
     for process in started:

@@ -49,6 +49,8 @@ def test_a_step_is_measured_split_and_judged_and_everything_is_on_record(tmp_pat
         (["--peers=horovod"], "there is no peer 'horovod'; expected some of distloop, loop"),
         (["--replicas=0"], "replicas is 0; expected whole numbers of at least 1."),
         (["--replicas=two"], "replicas has 'two'; expected a number."),
+        (["--workers=nan"], "workers has 'nan'; expected a number."),
+        (["--mode=ablate", "--vary=seed=1", "--vary=seed=2"], "vary names a setting twice (seed=1, seed=2)"),
         (["--mode=comm"], "comm measures what replicas exchange, and there is one; give --replicas or --workers."),
         (["--mode=ablate"], "ablate varies nothing; expected --vary such as --vary='jit_compile=0|1'."),
         (["--mode=ablate", "--vary=colour=1|2"], "vary is 'colour=1|2'; expected SETTING=VALUE|VALUE with one of"),
@@ -82,8 +84,8 @@ def test_what_only_the_measured_process_can_see_is_one_sentence_too(tmp_path):
 
 @pytest.mark.slow
 def test_batches_that_come_from_the_host_or_late_are_seen(tmp_path):
-    found = measure(tmp_path, "--mode=h2d", "--workload=null", "--task_args=gradient_bytes=4000")
-    assert {line["case"]["mode"] for line in found["result"]} == {"h2d", "step", "noupdate"}
+    found = measure(tmp_path, "--mode=h2d", "--workload=null", "--task_args=gradient_bytes=4000", "--nosplit")
+    assert [line["case"]["mode"] for line in found["result"]] == ["h2d"]
     late = measure(tmp_path / "late", "--mode=input", "--workload=null", "--task_args=gradient_bytes=4000,input_ms=50")
     (result,) = late["result"]
     assert 50 <= result["step_ms"]["median"] < 100
@@ -112,6 +114,23 @@ def test_replicas_and_processes_exchange_what_is_told_and_a_sweep_has_its_effici
 
 
 @pytest.mark.slow
+def test_a_worker_that_is_slow_is_found(tmp_path):
+    found = measure(tmp_path, "--workload=tests.delayed_task:make_task", "--workers=2")
+    (result,) = of_mode(found, "step")
+    assert result["skew_ms"]["persistent"] > 10  # 30 ms more than the other: 15 more than the mean
+    assert found["verdict"][0]["bound"] == "skew"
+
+
+@pytest.mark.slow
+def test_sparse_gradients_are_exchanged_as_rows(tmp_path):
+    sizes = "--task_args=rows=1000,width=8,dense=16"
+    found = measure(tmp_path, "--mode=comm", "--workload=dlrm_small", sizes, "--replicas=2", "--comm_bytes=")
+    (run,) = found["run"]
+    assert run["facts"]["gradient_bytes"]["sparse"] > 0
+    assert run["facts"]["gradient_bytes"]["dense"] < 4 * run["facts"]["params"]
+
+
+@pytest.mark.slow
 def test_a_whole_training_tells_what_evaluations_and_checkpoints_take(tmp_path):
     flags = ["--mode=e2e", "--nosplit", "--workload=mnist_tutorial", "--train_steps=150", "--batch=64"]
     found = measure(tmp_path, *flags, "--eval_every_steps=50", "--checkpoint_every_steps=50")
@@ -124,12 +143,14 @@ def test_a_whole_training_tells_what_evaluations_and_checkpoints_take(tmp_path):
 
 @pytest.mark.slow
 def test_settings_are_varied_and_the_start_is_told(tmp_path):
-    found = measure(tmp_path / "ablate", "--mode=ablate", "--vary=steps_per_call=1|10", "--workload=mnist_tutorial")
-    assert [line["case"]["settings"] for line in found["result"]] == [{"steps_per_call": 1}, {"steps_per_call": 10}]
+    found = measure(tmp_path / "ablate", "--mode=ablate", "--vary=steps_per_call=1|50", "--workload=mnist_tutorial")
+    assert [line["case"]["settings"] for line in found["result"]] == [{"steps_per_call": 1}, {}]
     started = measure(tmp_path / "startup", "--mode=startup", "--workload=mnist_tutorial")
     (result,) = started["result"]
-    assert {"import", "build", "data", "trace", "first_step", "save", "restore"} <= result["startup_s"].keys()
-    assert all(seconds > 0 for seconds in result["startup_s"].values())
+    assert {"import", "build", "data", "trace", "compile", "first_step", "save", "restore"} <= result[
+        "startup_s"
+    ].keys()
+    assert all(seconds >= 0 for seconds in result["startup_s"].values())
 
 
 @pytest.mark.slow

@@ -45,6 +45,8 @@ class Machine:
 def measure(case, machines, windows=20):
     """Return the launch that these workers make of a case; the slowest decides what a window is."""
     found, slowest = [], max(machines, key=lambda machine: machine.compute)
+    if case.mode == "step":  # the reduction makes all wait for the slowest
+        machines = [replace(machine, compute=slowest.compute) for machine in machines]
     call = slowest.caller(case.mode)
     plan = timing.warm_up(
         call, timing.Timing(), steps_per_call=case.settings.get("steps_per_call", 50), clock=slowest.clock
@@ -67,6 +69,8 @@ def measure(case, machines, windows=20):
         "warnings": [],
         "call_overhead_s": plan.overhead_secs,
         "calls_per_step": 1 / plan.call_steps,
+        "devices": [],
+        "tf32": True,
         "hosts": 1,
     }
     return results.Launch(f"{case.key}", facts, found)

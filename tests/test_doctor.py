@@ -305,13 +305,15 @@ def test_programs_that_never_answer_are_left_behind_in_time(examine, monkeypatch
     monkeypatch.setattr(doctor, "_SMI_SECS", 0.3)
     monkeypatch.setattr(doctor, "_TENSORFLOW_SECS", 0.3)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    children = Path("/proc/self/task").joinpath(str(os.getpid()), "children")
+    before = children.read_text().split()  # of other tests
     began = time.monotonic()
     code, out = examine()
     assert time.monotonic() - began < 5
     assert code == PreflightError.exit_code
     assert "!!  gpus        nvidia-smi does not answer\n" in out
     assert "!!  tensorflow  did not start in time\n" in out
-    assert not Path("/proc/self/task").joinpath(str(os.getpid()), "children").read_text().split()
+    assert children.read_text().split() == before
 
 
 def test_lines_fit_the_terminal():
