@@ -4,11 +4,11 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 records=docs/benchmarks/two_cores/records
 rm -rf docs/benchmarks/two_cores
-common=(--workload=mnist_cnn --windows=12 --warmup_secs=5 --output="$records")
+common=(--workload=mnist_cnn --windows=10 --warmup_secs=3 --output="$records")
 
 python -m benchmarks.run --mode=sweep --workers=1,2 --launches=5 "${common[@]}"
 python -m benchmarks.run --mode=peers --launches=5 "${common[@]}"
-python -m benchmarks.run --mode=comm --workers=2 --launches=3 --comm_bytes=1e4,1e5,1e6,1e7,4e7 "${common[@]}"
+python -m benchmarks.run --mode=comm --workers=2 --launches=3 --comm_bytes=1e5,1e6,1e7 "${common[@]}"
 python -m benchmarks.run --mode=e2e --launches=3 --epochs=3 --nosplit "${common[@]}"
 python -m benchmarks.run --mode=input --launches=3 "${common[@]}"
 python -m benchmarks.run --mode=startup --launches=3 "${common[@]}"
