@@ -123,9 +123,10 @@ class Checkpointer:
         target = checkpoint_files.folder_of(self.folder, int(values["step"]))
         try:
             self._clear(target)
-            if (target / checkpoint_files.INDEX).exists():  # of a run that was resumed here, before any other step
+            if _holds(target, values):  # of a run that was resumed here, before any other step
                 checkpoint_files.set_host_state(target, host_state)
             else:
+                checkpoint_files.remove(target)  # an evaluation that was done again has moved the seeds of its layers
                 checkpoint_files.write(target, values, host_state)
         except OSError as error:
             failure = f"the checkpoint {target} could not be written ({_one_line(error)})"
@@ -155,6 +156,17 @@ class Checkpointer:
                 checkpoint_files.remove(path)
         except OSError as error:
             self.report(f"a checkpoint that is no longer needed could not be removed ({_one_line(error)}).")
+
+
+def _holds(path: Path, values: Mapping[str, np.ndarray]) -> bool:
+    """Return whether a sound checkpoint of just these values is there."""
+    if not (path / checkpoint_files.INDEX).exists():
+        return False
+    try:
+        saved = checkpoint_files.read(path).values
+    except checkpoint_files.DamagedError:
+        return False
+    return saved.keys() == values.keys() and all(np.array_equal(saved[name], values[name]) for name in values)
 
 
 def newest_sound(folders: list[Path], report: Callable[[str], None]) -> Saved | None:

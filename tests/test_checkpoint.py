@@ -121,6 +121,19 @@ def test_a_second_save_of_a_step_has_the_last_word_about_the_host_state(tmp_path
         np.testing.assert_array_equal(found.values[name], value, err_msg=name)
 
 
+def test_a_second_save_of_a_step_keeps_the_seeds_that_an_evaluation_has_moved_meanwhile(tmp_path):
+    state, _ = trained(tf.distribute.get_strategy(), 1)
+    checkpointer = checkpointer_of(state, tmp_path)
+    saved(checkpointer)
+    (seed,) = [v for name, v in named_variables(state).items() if name.endswith("seed_generator_state")]
+    seed.assign(seed + 3)
+    expected = seed.numpy()
+    saved(checkpointer, other="host state")
+    seed.assign(tf.zeros_like(seed))
+    assert checkpointer.restore() == {"other": "host state"}
+    np.testing.assert_array_equal(seed.numpy(), expected)
+
+
 def test_what_changes_after_a_save_is_not_in_the_file(tmp_path, monkeypatch, mirrored):
     state, call = trained(mirrored, 2)
     checkpointer = checkpointer_of(state, tmp_path)
