@@ -19,6 +19,16 @@ def read(_: State, batch: Batch) -> dict[str, Metric]:
         return {"weight": mean(tf.identity(batch["weight"]), tf.ones_like(batch["weight"]))}
 
 
+def needed(tensors: Any) -> tf.Tensor:
+    """Return 0, float32, by way of an entry of each tensor, so that TensorFlow computes all of them.
+
+    A control dependency would not do: Grappler drops an operation of whose result nothing is used. 1 if one is NaN.
+    """
+    found = [part.values if isinstance(part, tf.IndexedSlices) else part for part in tensors]
+    entries = [tf.cast(tf.reshape(part, [-1])[0], tf.float32) for part in found]
+    return tf.cast(tf.math.is_nan(tf.add_n(entries)), tf.float32)
+
+
 def exchange(rows: Sequence[int | None], state: State, batch: Batch) -> dict[str, Metric]:
     """Sum what has the shapes of the gradients over all replicas, as `minimize` does: in the one reduction of the step.
 
@@ -35,8 +45,7 @@ def exchange(rows: Sequence[int | None], state: State, batch: Batch) -> dict[str
     gradients = [_like_gradient(variable, count) for variable, count in zip(variables, rows, strict=True)]
     gradients, carried = metrics.all_reduce_sum((gradients, carried))
     step.reduced_riders = carried[1:]
-    with tf.control_dependencies(tf.nest.flatten(gradients, expand_composites=True)):
-        return {"weight": Metric((tf.identity(carried[0]), tf.constant(1.0)), divide, reduced=True)}
+    return {"weight": Metric((carried[0] + needed(gradients), tf.constant(1.0)), divide, reduced=True)}
 
 
 def _like_gradient(variable: keras.Variable, rows: int | None) -> Any:
