@@ -28,6 +28,6 @@ def test_the_commands_run(tmp_path):
             words[-2:] = [str(tmp_path / "first"), str(tmp_path / "sweep"), "--json"]
         if "benchmarks.report" in words:
             words.append(f"--output={tmp_path / 'report'}")
-        code, out, err = harness.run(*words[1:], fresh=True)
+        code, out, err = harness.run(*words[1:], fresh=True, limit_secs=600)
         assert code == (2 if "benchmarks.compare" in words else 0), out + err
     assert (tmp_path / "report/report.html").is_file()

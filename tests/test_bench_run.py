@@ -13,7 +13,9 @@ SHORT = ("--launches=1", "--windows=3", "--window_secs=0.02", "--warmup_secs=0.5
 
 def measure(folder, *flags, code=0):
     """Run the command; return its records by kind."""
-    found, out, err = harness.run("-m", "benchmarks.run", *SHORT, f"--output={folder}", *flags, fresh=True)
+    found, out, err = harness.run(
+        "-m", "benchmarks.run", *SHORT, f"--output={folder}", *flags, fresh=True, limit_secs=600
+    )
     assert found == code, out + err
     lines = records.read([folder])
     return {kind: [line for line in lines if line["kind"] == kind] for kind in {line["kind"] for line in lines}}
