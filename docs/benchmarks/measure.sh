@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures what the folder two_cores holds, in a quarter of an hour on a machine that does nothing else, and writes its report.
+# Measures mnist_cnn in each mode, a quarter of an hour on a machine that does nothing else, and writes docs/benchmarks/two_cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 records=docs/benchmarks/two_cores/records
