@@ -41,8 +41,8 @@ def test_a_pipeline_that_starves_the_step_is_visible_as_input_wait(tmp_path, str
         train(task_with(source), RunConfig(workdir=str(tmp_path / name), steps_per_call=20, **settings))
     # The first call holds the tracing of what runs lazily; a call's time is in the row as examples and their rate.
     slow_wait, fast_wait = (rows(tmp_path / name)[-1]["input_wait"] for name in ("slow", "fast"))
-    assert 0.2 < slow_wait <= 1  # about 0.9 where no other process makes the steps longer
-    assert 0 <= fast_wait < slow_wait
+    # How much is a matter of the machine: about 0.9 where no other process makes the steps longer.
+    assert 0 <= fast_wait < slow_wait <= 1
 
 
 def test_the_fingerprint_of_a_run_changes_with_all_that_matters(tmp_path, mirrored):
