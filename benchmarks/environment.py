@@ -95,7 +95,7 @@ def commit() -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str | None]:
-    # What tf.sysconfig.get_build_info returns, from its file: TensorFlow would stay in memory while others are measured.
+    # What tf.sysconfig.get_build_info returns, from its file: an imported TensorFlow stays in memory for all launches.
     module: Any = importlib.util.find_spec("tensorflow")
     build = runpy.run_path(str(Path(module.origin).with_name("python") / "platform/build_info.py"))["build_info"]
     return {
