@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from distloop import metrics
+from distloop import reduction
 from distloop.errors import UsageError
 from distloop.metrics import Metric, divide, mean
 from distloop.scopes import current_step
@@ -43,7 +43,7 @@ def exchange(rows: Sequence[int | None], state: State, batch: Batch) -> dict[str
             f"the step has gradients of {len(rows)} of {len(variables)} variables; comm needs all of them."
         )
     gradients = [_like_gradient(variable, count) for variable, count in zip(variables, rows, strict=True)]
-    gradients, carried = metrics.all_reduce_sum((gradients, carried))
+    gradients, carried = reduction.all_reduce_sum((gradients, carried))
     step.reduced_riders = carried[1:]
     return {"weight": Metric((carried[0] + needed(gradients), tf.constant(1.0)), divide, reduced=True)}
 

@@ -7,6 +7,7 @@ from unittest import mock
 
 import tensorflow as tf
 
+import distloop.reduction
 from benchmarks.bare_steps import needed
 from distloop import gradients, metrics
 
@@ -22,7 +23,7 @@ class Reduced(NamedTuple):
 @contextlib.contextmanager
 def reduction() -> Iterator[None]:
     """Let steps that are traced in here exchange nothing: each replica trains by itself."""
-    with _replaced(metrics, "all_reduce_sum", lambda values: values):
+    with _replaced(lambda values: values):
         yield
 
 
@@ -40,7 +41,7 @@ def update() -> Iterator[None]:
 @contextlib.contextmanager
 def nothing(found: list[Reduced]) -> Iterator[None]:
     """Append to `found` what each reduction carries that is traced in here."""
-    original = metrics.all_reduce_sum
+    original = distloop.reduction.all_reduce_sum
 
     def look(values: Any) -> Any:
         gradients_of_step = values[0] if isinstance(values, tuple) else []
@@ -52,7 +53,7 @@ def nothing(found: list[Reduced]) -> Iterator[None]:
             found.append(Reduced(_bytes(dense), _bytes(of_rows), rows))
         return original(values)
 
-    with _replaced(metrics, "all_reduce_sum", look):
+    with _replaced(look):
         yield
 
 
@@ -61,7 +62,8 @@ def _bytes(tensors: list[Any]) -> int:
 
 
 @contextlib.contextmanager
-def _replaced(module: Any, name: str, function: Any) -> Iterator[None]:
-    # `gradients` has imported it by its name.
-    with mock.patch.object(module, name, function), mock.patch.object(gradients, name, function):
+def _replaced(function: Any) -> Iterator[None]:
+    with contextlib.ExitStack() as patches:
+        for module in (distloop.reduction, metrics, gradients):  # two have imported it by its name
+            patches.enter_context(mock.patch.object(module, "all_reduce_sum", function))
         yield

@@ -42,7 +42,7 @@ class Section(NamedTuple):
 def make_sections(found: Sequence[Record]) -> list[Section]:
     """Return one section an environment: numbers of different ones are never in one table or figure."""
     environments = {record["hash"]: record for record in found if record["kind"] == "env"}
-    of_run = {record["run"]: record["hash"] for record in environments.values()}
+    of_run = {record["run"]: record["hash"] for record in found if record["kind"] == "env"}
     of_launch = {record["launch"]: record["env"] for record in found if record["kind"] == "run"}
     parts: dict[str, list[Record]] = {hash_: [] for hash_ in environments}
     for record in found:

@@ -14,8 +14,9 @@ import tensorflow as tf
 
 from distloop.backward import Gradient, LocalResult, LossFn, local_result
 from distloop.errors import UsageError
-from distloop.metrics import Metric, all_reduce_sum, divide, unpack
+from distloop.metrics import Metric, divide, unpack
 from distloop.precision import all_finite
+from distloop.reduction import all_reduce_sum
 from distloop.scopes import PureScope, current_step, suspended
 from distloop.task import Batch
 from distloop.updates import UpdateRule, check_optimizer, clip, has_rule, rule_of, update_averages

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from distloop.errors import UsageError
+from distloop.reduction import all_reduce_sum
 
 # What a line of metrics.jsonl has that differs from run to run,
 TIMES = ("examples_per_second", "input_wait", "checkpoint_stall_seconds", "checkpoint_write_seconds")
@@ -120,11 +121,6 @@ def unpack(packed: tf.Tensor, like: Mapping[str, Metric]) -> dict[str, Metric]:
         name: replace(metric, parts=tuple(tf.reshape(next(parts), part.shape) for part in metric.parts), reduced=True)
         for name, metric in like.items()
     }
-
-
-def all_reduce_sum(values: Any) -> Any:
-    """Sum a structure of tensors over all replicas in one packed reduction. Replica context."""
-    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
 def reduce_and_pack(

@@ -22,7 +22,7 @@ from tensorflow.python.eager import context as tf_context
 import distloop
 from distloop.cluster import Cluster
 from distloop.errors import PreflightError, UsageError
-from distloop.metrics import all_reduce_sum
+from distloop.reduction import all_reduce_sum
 from distloop.task import Task
 
 PATIENCE_SECS = 600  # how long a worker waits for what another one says

@@ -1,7 +1,8 @@
 """A task of which one worker hangs, once, or that is slow but well: --task=tests.hang_task:make_task.
 
-HANGS="kind:step:rank:marker" names how, and in which training step of which worker; the file `marker` says that it has
-hung before. Kinds are `sleep`, `busy`, `lock` (in the step), `input`, `eval` and `trace`; `slow` is all of them a bit.
+HANGS="kind:step:rank:marker ..." names how, from which training step on, and which worker; the file `marker` says that
+it has hung; then the next is meant. Kinds are `busy` and `lock` (in the step), `input`, `eval` and `trace`; `slow` is
+all of them a bit.
 """
 
 import dataclasses
@@ -36,14 +37,15 @@ def hang_asleep():
 
 def here(moment, step, batch=0):
     """Hang, or be slow, if it is the moment."""
-    kind, at, rank, marker = os.environ.get(HANGS, ":0:0:").split(":")
+    chosen = (one.split(":") for one in os.environ.get(HANGS, "").split())
+    kind, at, rank, marker = next((one for one in chosen if not Path(one[-1]).exists()), ("", "0", "0", ""))
     if kind == "slow":
         # The first compilation, ten times the usual time of a step, and an evaluation longer than any limit.
         time.sleep({"trace": 5, "step": 1 if 6 <= step <= 8 else 0.1, "eval": 0.7}.get(moment, 0))
         return
     wanted = kind if kind in ("input", "eval", "trace") else "step"
     is_me = int(rank) == from_tf_config(os.environ.get("TF_CONFIG")).index
-    if moment == wanted and is_me and step >= int(at) and not Path(marker).exists():
+    if moment == wanted and is_me and step >= int(at):
         Path(marker).touch()
         {"busy": hang_in_my_loop, "lock": hang_in_my_lock}.get(kind, hang_asleep)()
 

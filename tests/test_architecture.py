@@ -55,6 +55,7 @@ FLOORS = {
     "launcher.data_service": 0,
     "runtime": 1,
     "strategies": 1,
+    "reduction": 0,
     "metrics": 1,
     "position": 1,
     "lifecycle": 1.5,

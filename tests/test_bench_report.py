@@ -203,6 +203,16 @@ def test_environments_are_never_in_one_table_or_figure(folder, page):
     assert "Numbers of different environments are not to be compared." in page.text
 
 
+def test_runs_of_one_environment_are_in_one_section():
+    cases = [Case("mnist_cnn", per_replica_batch=64), Case("mnist_cnn", per_replica_batch=128)]
+    runs = [
+        (bench_records.env(run=run), bench_records.result(case, 1000.0, run=run))
+        for run, case in zip(("first", "second"), cases, strict=True)
+    ]
+    (section,) = make_sections([line for run in runs for line in run])
+    assert len(section.tables[0].rows) == 2
+
+
 def test_the_page_fetches_nothing(page):
     assert not {"script", "img", "iframe", "object", "embed", "base", "form"} & set(page.tags)
     for tag, name, value in page.attributes:
