@@ -80,7 +80,7 @@ def step_time(title: str, bars: Sequence[tuple[str, Mapping[str, Any]]]) -> Figu
                 width = _part(result, part) or 0.0
                 axes.barh(row, width, left=begin, height=0.4, color=color)
                 begin += width
-            missing = [PARTS[part] for part in measured if _part(result, part) is None]
+            missing = [PARTS[part] for part in measured if _part(result, part) is None and _has(result["case"], part)]
             note = f" ({', '.join(missing)} not measured)" if missing else ""
             axes.text(0, row - 0.27, textwrap.shorten(f"{label}{note}", 72, placeholder="..."), fontsize=9)
             axes.text(begin + longest / 80, row, f"{result['step_ms']['median']:.3g} ms", va="center", fontsize=9)
@@ -95,6 +95,13 @@ def step_time(title: str, bars: Sequence[tuple[str, Mapping[str, Any]]]) -> Figu
 
 def _part(result: Mapping[str, Any], part: str) -> float | None:
     return result["breakdown_ms"].get(part)
+
+
+def _has(case: Mapping[str, Any], part: str) -> bool:
+    """Return whether a step of the case can have the part at all."""
+    if part == "comm_exposed":
+        return replicas_of(case) > 1
+    return case["mode"] == "e2e" or part not in ("eval", "save")
 
 
 def bus_bandwidth(

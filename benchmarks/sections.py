@@ -79,7 +79,11 @@ def _section(env: Record, part: Sequence[Record], suffix: str) -> Section:
         findings=[_finding(verdict, results) for verdict in _of_kind(part, "verdict")],
         warnings=[
             *env.get("warnings", []),
-            *(f"{tables.label(result['case'])}: {text}" for result in results for text in result["warnings"]),
+            *(
+                f"{tables.label(result['case'])}: {'; '.join(result['warnings'])}"
+                for result in results
+                if result["warnings"]
+            ),
         ],
         images=_images(figures, suffix),
         tables=made,
