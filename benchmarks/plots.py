@@ -11,8 +11,9 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, NullFormatter, NullLocator
 
+from benchmarks.growth import Growth
 from benchmarks.tables import PARTS, PEER_NAMES, replicas_of
 
 Points = Sequence[tuple[float, float]]
@@ -102,6 +103,22 @@ def _has(case: Mapping[str, Any], part: str) -> bool:
     if part == "comm_exposed":
         return replicas_of(case) > 1
     return case["mode"] == "e2e" or part not in ("eval", "save")
+
+
+def growth(title: str, series: Sequence[Growth]) -> Figure:
+    """Draw milliseconds a step against one number, both on logarithmic scales."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(title, 3.1)
+        axes.set(xscale="log", yscale="log", xlabel=series[0].number, ylabel="ms a step")
+        for one, color, marker in zip(series, cycle(COLORS), cycle(MARKERS), strict=False):
+            places, steps = zip(*one.points, strict=True)
+            _draw_intervals(axes, places, steps, one.fixed, color, marker)
+            axes.plot(places, [step["median"] for step in steps], color=color, linewidth=0.8, zorder=1)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        _add_legend(figure)
+    return figure
 
 
 def bus_bandwidth(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from benchmarks import plots, report
 from benchmarks.cases import Case
+from benchmarks.growth import growths
 from benchmarks.sections import make_sections
 from distloop.errors import UsageError
 from tests import bench_records, harness
@@ -292,6 +293,20 @@ def test_the_throughput_figure_has_points_with_intervals_and_the_ideal_line():
     assert curve in lines
     assert axes.get_xlabel() == "replicas"
     assert axes.get_ylabel() == "images a second"
+
+
+def test_a_series_that_differs_by_one_number_is_drawn_against_it():
+    def found(rate, batch=64, **settings):
+        return bench_records.result(Case("null", per_replica_batch=batch, settings=settings), rate)
+
+    by_size = [found(1000.0 / size, task_args=f"gradient_bytes={size},flops=1") for size in (1000, 100, 10)]
+    others = [found(900.0, batch=128), found(800.0, jit_compile=True), found(950.0), found(950.0, batch=32)]
+    by_batch, growth = sorted(growths([*others, *by_size]))
+    assert (by_batch.number, by_batch.fixed) == ("batch a replica", "distloop, 1 replica")
+    assert (growth.number, growth.fixed) == ("gradient_bytes", "distloop, 1 replica, batch a replica 64, flops 1")
+    (axes,) = plots.growth("t", [growth]).axes
+    assert [point for point, _ in points_of(axes)] == [[size, pytest.approx(64 * size)] for size in (10, 100, 1000)]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("gradient_bytes", "ms a step")
 
 
 def test_the_bars_of_a_step_are_its_parts_and_those_not_measured_are_named():
