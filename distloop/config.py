@@ -107,6 +107,11 @@ class RunConfig:
     ema_momentum: float | None = _setting(
         None, "keep a moving average of the weights with this momentum, such as 0.999, and evaluate with it"
     )
+    shard_optimizer: bool = _setting(
+        False,
+        "each replica keeps and updates its part of the optimizer's slots only (ZeRO-1), all gather the new weights",
+        shapes_result=False,
+    )
     jit_compile: bool = _setting(False, "compile forward and backward with XLA; reductions and updates stay outside")
     deterministic: bool = _setting(
         False,
