@@ -1,16 +1,22 @@
 """Sharded optimizer slots (ZeRO-1): the numbers of unsharded ones, in 1/N of their room, under the same names."""
 
+import dataclasses
+import shutil
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from distloop import RunConfig, State, minimize
+from distloop import RunConfig, State, export, minimize
 from distloop.errors import UsageError
 from distloop.guard import first_not_finite
 from distloop.task import named_variables
 from distloop.updates import prepare
-from tests import in_workers
+from tests import in_workers, toy
+from tests.columns import COLUMNS, run_processes
+from tests.run_files import checkpoints, state
 from tests.shared_step import collectives, run_steps
 
 GENERATOR = np.random.default_rng(3)
@@ -99,14 +105,15 @@ def test_weights_and_slots_are_those_of_the_unsharded_update(mirrored, rule):
     [
         dict(clip_global_norm=0.1, gradient_norm=True, micro_batches=2, ema_momentum=0.9),
         dict(jit_compile=True),
-        dict(precision="mixed_float16", initial_loss_scale=2.0**17),  # some steps overflow
+        dict(precision="mixed_float16", initial_loss_scale=3e38, loss_scale_backoff_factor=1e-30),  # one skipped
     ],
     ids=str,
 )
 def test_what_else_an_update_does_goes_on(mirrored, settings):
-    assert_same_numbers(
-        trained(mirrored, decaying, shard_optimizer=True, **settings), trained(mirrored, decaying, **settings)
-    )
+    plain = trained(mirrored, decaying, **settings)
+    assert_same_numbers(trained(mirrored, decaying, shard_optimizer=True, **settings), plain)
+    if "precision" in settings:
+        assert named_variables(plain)["loss_scale/optimizer/skipped"].numpy() == 1
 
 
 def test_each_replica_holds_its_part_of_the_slots(mirrored):
@@ -178,3 +185,71 @@ def test_workers_hold_the_numbers_of_the_unsharded_update_and_gather_once_a_step
         assert arrays["not finite"]
         more = [*arrays["collectives:plain"], *["CollectiveGatherV2"] * replicas]
         assert sorted(arrays["collectives:sharded"]) == sorted(more)
+
+
+def make_task(config):
+    """Return the toy without what draws by replica."""
+
+    def build():
+        keras.utils.set_random_seed(config.seed)
+        layers = [keras.layers.Dense(5, activation="tanh"), keras.layers.Dense(1)]
+        return State(model=keras.Sequential([keras.Input([3]), *layers], name="net"), optimizer=decaying())
+
+    return dataclasses.replace(toy.make_task(config), build=build)
+
+
+def run(column, folder, *, sharded):
+    settings = dict(
+        global_batch_size=4, train_steps=6, checkpoint_every_steps=3, ema_momentum=0.9, clip_global_norm=0.5
+    )
+    settings |= dict(shard_optimizer=sharded, workdir=folder, **COLUMNS[column].settings)
+    flags = [f"--{name}={value}" for name, value in settings.items()]
+    run_processes(column, ["-m", "distloop", "--task=tests.test_sharding:make_task", *flags])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Train to the end, unsharded and sharded."""
+    folders = {sharded: tmp_path_factory.mktemp("run") / "whole" for sharded in (False, True)}
+    run("one device", folders[False], sharded=False)
+    run("two processes of two replicas", folders[True], sharded=True)
+    return folders
+
+
+def assert_same_checkpoints(folder, other, tolerance=1e-6):
+    ours, theirs = state(folder), state(other)
+    assert [(name, v.shape, v.dtype) for name, v in ours.items()] == [
+        (name, v.shape, v.dtype) for name, v in theirs.items()
+    ]
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name], rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("was_sharded", "column", "sharded", "tolerance"),
+    [
+        (True, "two processes of two replicas", True, 0.0),
+        (True, "mirrored 4", False, 1e-6),
+        (True, "mirrored 2", True, 1e-6),
+        (True, "one device", True, 1e-6),
+        (False, "two processes", True, 1e-6),
+    ],
+)
+def test_a_run_goes_on_with_other_replicas_sharded_or_not(runs, tmp_path, was_sharded, column, sharded, tolerance):
+    whole, folder = runs[was_sharded], tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(checkpoints(folder)[-1])
+    (folder / "summary.json").unlink()  # as if killed after the last checkpoint but one
+    run(column, folder, sharded=sharded)
+    assert_same_checkpoints(folder, whole, tolerance)
+
+
+@pytest.mark.slow
+def test_checkpoint_and_export_do_not_show_that_slots_were_sharded(runs, tmp_path):
+    assert_same_checkpoints(runs[True], runs[False])
+    export(str(runs[True]), str(tmp_path / "model.keras"), format="keras")
+    saved = state(runs[True])
+    model: Any = keras.models.load_model(tmp_path / "model.keras")
+    for variable in model.variables:
+        np.testing.assert_array_equal(variable.numpy(), saved[f"model/net/{variable.path}"])
