@@ -56,6 +56,7 @@ FLOORS = {
     "runtime": 1,
     "strategies": 1,
     "reduction": 0.5,
+    "fused": 1,
     "metrics": 1,
     "position": 1,
     "sharding": 1,

@@ -16,6 +16,8 @@ LAYERS, WIDTH, BATCH, STEPS, LAUNCHES = 20, 1600, 32, 8, 1
 
 
 def task_of(states: list[State]) -> Task:
+    """Return layers that fit a constant by Adam; `states` gets their state."""
+
     def build() -> State:
         layers = [keras.layers.Dense(WIDTH, activation="tanh") for _ in range(LAYERS)]
         states.append(State(model=keras.Sequential([keras.Input([WIDTH]), *layers]), optimizer=keras.optimizers.Adam()))
@@ -64,6 +66,7 @@ def work(folder: str, sharded: bool) -> None:
 
 
 def main() -> None:
+    """Measure in turn, or be one of the workers."""
     if len(sys.argv) > 1:
         return work(sys.argv[1], sys.argv[2] == "True")
     found = {False: [], True: []}
