@@ -37,6 +37,8 @@ class UpdateRule:
     gradient_norm: bool = False
     micro_batches: int = 1
     jit_compile: bool = False
+    bytes_per_pack: int | None = None
+    wire_dtype: str = "float32"  # in which gradients travel from replica to replica
     loss_scale: LossScale | None = None
     ema_momentum: float = 0.0
     averages: Mapping[int, tf.Variable] = field(default_factory=dict)  # by id of the variable
@@ -96,6 +98,8 @@ def prepare(state: State, config: RunConfig) -> None:
             gradient_norm=config.gradient_norm,
             micro_batches=config.micro_batches,
             jit_compile=config.jit_compile,
+            bytes_per_pack=config.bytes_per_pack,
+            wire_dtype=config.wire_dtype,
             loss_scale=loss_scale,
             ema_momentum=config.ema_momentum or 0.0,
             averages={key: average for key, (_, average) in state.averages.items()},

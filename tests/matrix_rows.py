@@ -238,6 +238,9 @@ ROWS = {
     "one model, two optimizers": Row(two_optimizers),
     "mixed_bfloat16": Row(regression, dict(precision="mixed_bfloat16", gradient_norm=True), epsilon=2.0**-8),
     "mixed_float16": Row(regression, dict(precision="mixed_float16", gradient_norm=True), epsilon=2.0**-11),
+    "a pack a gradient": Row(regression, dict(bytes_per_pack=1)),
+    "bfloat16 wire": Row(regression, dict(wire_dtype="bfloat16", gradient_norm=True), epsilon=2.0**-8),
+    "float16 wire": Row(regression, dict(wire_dtype="float16", gradient_norm=True), epsilon=2.0**-11),
     "jit_compile": Row(regression, dict(jit_compile=True)),
 }
 

@@ -209,7 +209,8 @@ def test_flags_are_frozen():
         *("keep_checkpoints", "best_metric", "best_mode", "init_from", "seed", "learning_rate"),
         *("precision", "loss_scale", "initial_loss_scale", "loss_scale_growth_steps", "loss_scale_growth_factor"),
         *("loss_scale_backoff_factor", "min_loss_scale", "clip_global_norm", "clip_norm", "clip_value"),
-        *("gradient_norm", "micro_batches", "ema_momentum", "shard_optimizer", "jit_compile", "deterministic"),
+        *("gradient_norm", "micro_batches", "ema_momentum", "bytes_per_pack", "wire_dtype", "shard_optimizer"),
+        *("jit_compile", "deterministic"),
     ]
 
 
