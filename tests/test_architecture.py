@@ -59,7 +59,7 @@ FLOORS = {
     "fused": 1,
     "metrics": 1,
     "position": 1,
-    "sharding": 1,
+    "sharding": 1.5,
     "lifecycle": 1.5,
     "checkpoint_files": 1,
     "writers": 1,
