@@ -11,8 +11,9 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, NullFormatter, NullLocator
 
+from benchmarks.growth import Growth
 from benchmarks.tables import PARTS, PEER_NAMES, replicas_of
 
 Points = Sequence[tuple[float, float]]
@@ -80,7 +81,7 @@ def step_time(title: str, bars: Sequence[tuple[str, Mapping[str, Any]]]) -> Figu
                 width = _part(result, part) or 0.0
                 axes.barh(row, width, left=begin, height=0.4, color=color)
                 begin += width
-            missing = [PARTS[part] for part in measured if _part(result, part) is None]
+            missing = [PARTS[part] for part in measured if _part(result, part) is None and _has(result["case"], part)]
             note = f" ({', '.join(missing)} not measured)" if missing else ""
             axes.text(0, row - 0.27, textwrap.shorten(f"{label}{note}", 72, placeholder="..."), fontsize=9)
             axes.text(begin + longest / 80, row, f"{result['step_ms']['median']:.3g} ms", va="center", fontsize=9)
@@ -95,6 +96,29 @@ def step_time(title: str, bars: Sequence[tuple[str, Mapping[str, Any]]]) -> Figu
 
 def _part(result: Mapping[str, Any], part: str) -> float | None:
     return result["breakdown_ms"].get(part)
+
+
+def _has(case: Mapping[str, Any], part: str) -> bool:
+    """Return whether a step of the case can have the part at all."""
+    if part == "comm_exposed":
+        return replicas_of(case) > 1
+    return case["mode"] == "e2e" or part not in ("eval", "save")
+
+
+def growth(title: str, series: Sequence[Growth]) -> Figure:
+    """Draw milliseconds a step against one number, both on logarithmic scales."""
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(title, 3.1)
+        axes.set(xscale="log", yscale="log", xlabel=series[0].number, ylabel="ms a step")
+        for one, color, marker in zip(series, cycle(COLORS), cycle(MARKERS), strict=False):
+            places, steps = zip(*one.points, strict=True)
+            _draw_intervals(axes, places, steps, one.fixed, color, marker)
+            axes.plot(places, [step["median"] for step in steps], color=color, linewidth=0.8, zorder=1)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        axes.yaxis.set_major_formatter(EngFormatter(sep=" "))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        _add_legend(figure)
+    return figure
 
 
 def bus_bandwidth(

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import plots, tables
 from benchmarks.cases import MODES, PEERS, from_dict
+from benchmarks.growth import growths
 from distloop.errors import UsageError
 
 Record = Mapping[str, Any]
@@ -71,7 +72,13 @@ def _section(env: Record, part: Sequence[Record], suffix: str) -> Section:
     made += [tables.startup(started)] if (started := [result for result in results if result["startup_s"]]) else []
     made += [tables.communication(points)] if points else []
     made += [tables.fits(fits)] if fits else []
-    figures = [*_curves(results, fits), *_splits(split), *_peer_figures(groups), *_bandwidths(points, part, fits)]
+    figures = [
+        *_curves(results, fits),
+        *_growths(results),
+        *_splits(split),
+        *_peer_figures(groups),
+        *_bandwidths(points, part, fits),
+    ]
     return Section(
         title=f"{env['hardware']['devices']} x {device}",
         facts=_facts(env, part, results),
@@ -79,7 +86,11 @@ def _section(env: Record, part: Sequence[Record], suffix: str) -> Section:
         findings=[_finding(verdict, results) for verdict in _of_kind(part, "verdict")],
         warnings=[
             *env.get("warnings", []),
-            *(f"{tables.label(result['case'])}: {text}" for result in results for text in result["warnings"]),
+            *(
+                f"{tables.label(result['case'])}: {'; '.join(result['warnings'])}"
+                for result in results
+                if result["warnings"]
+            ),
         ],
         images=_images(figures, suffix),
         tables=made,
@@ -182,6 +193,13 @@ def _workload_mode(case: Record) -> tuple[str, str]:
 def _curve_name(case: Record, kept: str) -> str:
     batch = f"{kept.replace('_', ' ')} {getattr(from_dict(case), kept)}"
     return ", ".join(filter(None, [tables.PEER_NAMES[case["peer"]], tables.settings_of(case), batch]))
+
+
+def _growths(results: Sequence[Record]) -> Iterator[tuple[str, str, Figure]]:
+    series = growths(result for result in results if result["case"]["mode"] in _SCALED_MODES)
+    for (workload, mode, number), chosen in _grouped(series, lambda one: one[:3]).items():
+        title = f"Time of a step of {workload}, {mode}, against {number}"
+        yield title, "All else stays the same. Bars are 95 % intervals.", plots.growth(title, chosen)
 
 
 def _splits(results: Sequence[Record]) -> Iterator[tuple[str, str, Figure]]:

@@ -1,5 +1,6 @@
 """The pages on benchmarks: their commands run, and every number that the README shows is on record."""
 
+import json
 import re
 import shlex
 
@@ -50,6 +51,14 @@ def test_the_commands_that_measured_it_are_those_of_the_script():
     assert {"comm", "e2e", "input", "startup"} <= modes & measured
     assert {"sweep", "peers"} <= modes
     assert not any(line["dirty"] for line in found if line["kind"] == "run")
+
+
+def test_what_the_machine_cannot_tell_apart_is_on_record():
+    command = ("-m", "benchmarks.compare", "--aa", "--tolerance=0.5", "--json", str(MEASURED / "equal"))
+    code, out, err = harness.run(*command, fresh=True)
+    assert code == 0, err
+    floor = json.loads(out)["floor"]
+    assert f"{100 * floor:.1f} % on [the two cores" in PAGES["docs/benchmarks/README.md"]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from PIL import Image
 
 from benchmarks import plots, report
 from benchmarks.cases import Case
+from benchmarks.growth import growths
 from benchmarks.sections import make_sections
 from distloop.errors import UsageError
 from tests import bench_records, harness
@@ -203,13 +204,12 @@ def test_environments_are_never_in_one_table_or_figure(folder, page):
     assert "Numbers of different environments are not to be compared." in page.text
 
 
-def test_runs_of_one_environment_are_in_one_section():
-    cases = [Case("mnist_cnn", per_replica_batch=64), Case("mnist_cnn", per_replica_batch=128)]
-    runs = [
-        (bench_records.env(run=run), bench_records.result(case, 1000.0, run=run))
-        for run, case in zip(("first", "second"), cases, strict=True)
-    ]
-    (section,) = make_sections([line for run in runs for line in run])
+def test_runs_of_one_environment_are_in_one_section(tmp_path):
+    for run, batch in {"first": 64, "second": 128}.items():
+        case = Case("mnist_cnn", per_replica_batch=batch)
+        lines = [*bench_records.launches_of(case, run=run), bench_records.result(case, 1000.0, run=run)]
+        bench_records.write(tmp_path / f"{run}.jsonl", [bench_records.env(run=run), *lines])
+    (section,) = make_sections(report.read([tmp_path]))
     assert len(section.tables[0].rows) == 2
 
 
@@ -295,6 +295,20 @@ def test_the_throughput_figure_has_points_with_intervals_and_the_ideal_line():
     assert axes.get_ylabel() == "images a second"
 
 
+def test_a_series_that_differs_by_one_number_is_drawn_against_it():
+    def found(rate, batch=64, **settings):
+        return bench_records.result(Case("null", per_replica_batch=batch, settings=settings), rate)
+
+    by_size = [found(1000.0 / size, task_args=f"gradient_bytes={size},flops=1") for size in (1000, 100, 10)]
+    others = [found(900.0, batch=128), found(800.0, jit_compile=True), found(950.0), found(950.0, batch=32)]
+    by_batch, growth = sorted(growths([*others, *by_size]))
+    assert (by_batch.number, by_batch.fixed) == ("batch a replica", "distloop, 1 replica")
+    assert (growth.number, growth.fixed) == ("gradient_bytes", "distloop, 1 replica, batch a replica 64, flops 1")
+    (axes,) = plots.growth("t", [growth]).axes
+    assert [point for point, _ in points_of(axes)] == [[size, pytest.approx(64 * size)] for size in (10, 100, 1000)]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("gradient_bytes", "ms a step")
+
+
 def test_the_bars_of_a_step_are_its_parts_and_those_not_measured_are_named():
     whole = next(r for r in of_kind("result") if r["case"]["mode"] == "e2e")
     partly = next(r for r in of_kind("result", bench_records.on_cpu()))
@@ -305,7 +319,7 @@ def test_the_bars_of_a_step_are_its_parts_and_those_not_measured_are_named():
         assert sum(shown) == pytest.approx(result["step_ms"]["median"])
         assert shown == [pytest.approx(result["breakdown_ms"].get(name) or 0) for name in plots.PARTS]
     texts = [text.get_text() for text in axes.texts]
-    assert "partly (exposed communication, input wait, optimizer not measured)" in texts
+    assert "partly (input wait, optimizer not measured)" in texts
 
 
 def test_peers_are_relative_to_the_hand_written_loop_and_the_failed_have_their_error():
