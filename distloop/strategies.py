@@ -126,7 +126,7 @@ def _open_lanes(strategy: tf.distribute.Strategy) -> None:
     """
     for launcher in strategy.extended._cross_device_ops._launchers:
         with tf.device(launcher._device):
-            launcher._lanes = [tf.Variable(0.0, trainable=False) for _ in range(_LANES)]
+            launcher._lanes = [tf.Variable(tf.constant(0.0), trainable=False) for _ in range(_LANES)]
         tokens = itertools.cycle([lane.handle for lane in launcher._lanes])
         launcher._get_ordering_token = functools.partial(next, tokens)
 
