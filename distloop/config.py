@@ -108,6 +108,11 @@ class RunConfig:
     ema_momentum: float | None = _setting(
         None, "keep a moving average of the weights with this momentum, such as 0.999, and evaluate with it"
     )
+    shard_optimizer: bool = _setting(
+        False,
+        "each replica keeps and updates its part of the optimizer's slots only (ZeRO-1), all gather the new weights",
+        shapes_result=False,
+    )
     bytes_per_pack: int | None = _setting(
         None,
         "bytes of gradients to send at a time, while the backward pass goes on; 0 for all at once "

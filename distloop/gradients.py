@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from distloop import fused
 from distloop.backward import Gradient, LocalResult, LossFn, local_result
 from distloop.errors import UsageError
 from distloop.metrics import Metric, divide, unpack
@@ -206,8 +207,9 @@ def _run_if(finite: tf.Tensor, commit: Callable[..., None], *arguments: Any) -> 
 def _apply(
     optimizer: keras.optimizers.Optimizer, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
 ) -> None:
-    # Keras would sum over replicas again; this hook is where it does (TFOptimizer, Keras 3.15; a test pins it).
-    optimizer._all_reduce_sum_gradients = _leave_as_they_are
+    # Keras would sum over replicas again; this hook is where it does (TFOptimizer, Keras 3.15; a test pins it). What
+    # it returns, Keras updates.
+    optimizer._all_reduce_sum_gradients = lambda pairs: [pair for pair in pairs if not fused.update(optimizer, *pair)]
     try:
         optimizer.apply(gradients, variables)
     except ValueError as error:
@@ -230,10 +232,6 @@ def _own_metrics(norm: tf.Tensor | None, scale: Any, finite: tf.Tensor | None) -
         own["loss_scale"] = Metric((scale, tf.constant(1.0)), divide, reduced=True)
         own["skipped_steps"] = Metric((1.0 - counted,), float, reduced=True)
     return own
-
-
-def _leave_as_they_are(gradients_and_variables: Any) -> Any:
-    return gradients_and_variables
 
 
 def _sum_repeated_rows(gradient: Gradient) -> Gradient:

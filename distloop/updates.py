@@ -13,6 +13,7 @@ import tensorflow as tf
 from distloop.config import RunConfig
 from distloop.errors import UsageError
 from distloop.precision import LossScale, Scaling
+from distloop.sharding import shard
 from distloop.task import State
 
 # What Keras optimizers decide on the gradients of one replica, and distloop on the reduced ones.
@@ -84,6 +85,8 @@ def prepare(state: State, config: RunConfig) -> None:
                 average = tf.Variable(variable.value, trainable=False)
                 state.averages[id(variable)] = (variable, average)
                 state.added[f"average/{name}/{variable.path}"] = average
+        if config.shard_optimizer:
+            state.sharded |= shard(optimizer)
         loss_scale = None
         if config.precision == "mixed_float16":
             loss_scale = LossScale(_scaling(config))

@@ -26,7 +26,13 @@ def _compiled(strategy, step):
 
 def run_step(strategy, step, batch):
     """Run `step(batch)` once on every replica; return each one's metrics, {name: [parts]}."""
-    out = _compiled(strategy, step)(_distributed(strategy, batch))
+    return run_steps(strategy, step, [batch])
+
+
+def run_steps(strategy, step, batches):
+    """Run `step(batch)` for each batch, traced once; return what `run_step` does, of the last."""
+    compiled = _compiled(strategy, step)
+    *_, out = [compiled(_distributed(strategy, batch)) for batch in batches]
     replicas = range(len(strategy.extended.worker_devices) if strategy.num_replicas_in_sync > 1 else 1)
     return [
         {
