@@ -97,7 +97,7 @@ def prepare(state: State, config: RunConfig) -> None:
             clip_value=config.clip_value,
             gradient_norm=config.gradient_norm,
             micro_batches=config.micro_batches,
-            jit_compile=config.jit_compile,
+            jit_compile=config.jit_compile is True,  # auto has not decided yet
             bytes_per_pack=config.bytes_per_pack,
             wire_dtype=config.wire_dtype,
             loss_scale=loss_scale,

@@ -89,6 +89,7 @@ FLOORS = {
     "guard": 4.5,
     "startup": 4.5,
     "evaluation": 4.8,
+    "xla": 4.8,
     "experiment": 5,
     "serving": 5,
     "flags": 6,

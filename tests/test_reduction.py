@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from distloop import State, minimize
+from distloop.reduction import all_reduce_sum
 from distloop.updates import UpdateRule, set_rule
 from tests import in_workers
 from tests.shared_step import collectives, run_step
@@ -63,6 +64,25 @@ def test_a_small_model_takes_one_collective_and_smaller_packs_take_more(tmp_path
             "16 bits": 2,  # all but the gradients travel in float32
             "two layers of 16 bits": 3,
         }
+
+
+def order(strategy):
+    """Return, for a step of three packs, how many of them wait for another one before they leave."""
+
+    def three_packs():
+        return all_reduce_sum([tf.ones([4]), tf.ones([5]), tf.ones([6])], bytes_per_pack=1)
+
+    traced = tf.function(lambda: strategy.run(three_packs), autograph=False).get_concrete_function()
+    nodes = {node.name: node for node in traced.graph.as_graph_def().node}
+    packs = [node for node in nodes.values() if node.op == "CollectiveReduceV2"]
+    waits = [name for pack in packs for name in pack.input if name.startswith("^") and "Collective" in name]
+    return {"packs": len(packs), "waits": len(waits), "threads": tf.config.threading.get_inter_op_parallelism_threads()}
+
+
+def test_packs_wait_for_no_other_pack_and_leave_while_a_thread_computes(tmp_path):
+    for found in in_workers.run("tests.test_reduction:order", tmp_path / "order"):
+        assert (found["packs"], found["waits"]) == (3, 0)
+        assert found["threads"] >= 2
 
 
 def exchange(strategy):
