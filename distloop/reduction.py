@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from distloop import local_reduction
+
 _AUTOMATIC_BYTES = 4_000_000
 
 
@@ -17,6 +19,8 @@ def all_reduce_sum(values: Any, *, bytes_per_pack: int | None = 0) -> Any:
     """
     flat = tf.nest.flatten(values)
     context = tf.distribute.get_replica_context()
+    if local_reduction.fits(context.strategy):
+        return tf.nest.pack_sequence_as(values, local_reduction.all_reduce_sum(flat))
     for places in _packs(flat, _AUTOMATIC_BYTES if bytes_per_pack is None else bytes_per_pack):
         # One call a pack: TensorFlow gives back none of the sums of a call before all of them are there.
         sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [_gatherable(flat[i]) for i in places])
