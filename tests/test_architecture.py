@@ -79,7 +79,6 @@ FLOORS = {
     "datasets": 2.2,
     "backward": 2.2,
     "updates": 2.2,
-    "fused": 2.2,
     "service": 2.4,
     "gradients": 2.4,
     "steps": 3,

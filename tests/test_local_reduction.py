@@ -30,7 +30,7 @@ def test_values_of_all_kinds_are_summed_alike_on_every_replica(mirrored):
     first, second = ({k: mirrored.experimental_local_results(v)[i].numpy() for k, v in found.items()} for i in range(2))
     for name in first:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-    assert first["scalar"] == 3 and first["none"].shape == (0,) and first["exact"] == 2.0**41 + 1
+    assert (first["scalar"], first["none"].shape, first["exact"]) == (3, (0,), 2.0**41 + 1)
     np.testing.assert_array_equal(first["matrix"], 3 * np.arange(6).reshape(2, 3))
     np.testing.assert_allclose(first["large"], 3 * np.sin(np.arange(LARGE)), rtol=1e-5, atol=1e-3)
     np.testing.assert_array_equal(first["rows"], [[4, 4], [2, 2], [0, 0]])
