@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from distloop import local_reduction
 
-_AUTOMATIC_BYTES = 4_000_000
+AUTOMATIC_BYTES = 4_000_000
 
 
 def all_reduce_sum(values: Any, *, bytes_per_pack: int | None = 0) -> Any:
@@ -22,7 +22,7 @@ def all_reduce_sum(values: Any, *, bytes_per_pack: int | None = 0) -> Any:
     context = tf.distribute.get_replica_context()
     if local_reduction.fits(context.strategy):
         return tf.nest.pack_sequence_as(values, local_reduction.all_reduce_sum(flat))
-    for places in _packs(flat, _AUTOMATIC_BYTES if bytes_per_pack is None else bytes_per_pack):
+    for places in packs(flat, AUTOMATIC_BYTES if bytes_per_pack is None else bytes_per_pack):
         # One call a pack: TensorFlow gives back none of the sums of a call before all of them are there.
         sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [_gatherable(flat[i]) for i in places])
         for i, total in zip(places, sums, strict=True):
@@ -41,7 +41,7 @@ def _as_it_was(value: Any, dtype: tf.DType) -> Any:
     return tf.IndexedSlices(tf.bitcast(value.values, dtype), value.indices, value.dense_shape)
 
 
-def _packs(values: Sequence[Any], bytes_per_pack: int) -> list[list[int]]:
+def packs(values: Sequence[Any], bytes_per_pack: int) -> list[list[int]]:
     """Return the places of the values that travel together, in the order in which they leave."""
     packs: list[list[int]] = []
     filling: dict[tf.DType, list[int]] = {}

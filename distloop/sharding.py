@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from distloop import fused
+from distloop import fused, reduction
 from distloop.errors import UsageError
 
 # Keras's rules that move each entry by its own gradient, weight and slots, and have no variables but slots.
@@ -181,10 +181,10 @@ def _gather_locally(pieces: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
 
 def _gather_packed(pieces: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Return for each piece of this replica those of all replicas, end to end, by one collective for each dtype."""
+    """Return for each piece of this replica those of all replicas, end to end: one collective for a small model."""
     context, wholes = tf.distribute.get_replica_context(), list(pieces)
-    for dtype in {piece.dtype for piece in pieces}:
-        places = [i for i, piece in enumerate(pieces) if piece.dtype == dtype]
+    # In packs as gradients go: all at once would be in memory three times.
+    for places in reduction.packs(pieces, reduction.AUTOMATIC_BYTES):
         packed, lengths = tf.concat([pieces[i] for i in places], 0), [tf.size(pieces[i]) for i in places]
         rows = tf.reshape(context.merge_call(_all_gather, args=(packed,)), [context.num_replicas_in_sync, -1])
         for i, columns in zip(places, tf.split(rows, lengths, axis=1), strict=True):

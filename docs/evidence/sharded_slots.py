@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-LAYERS, WIDTH, BATCH, STEPS, LAUNCHES = 20, 1600, 32, 10, 1
+LAYERS, WIDTH, BATCH, STEPS, LAUNCHES = 20, 1600, 32, 10, 3
 WARM_UP = 3
 
 
