@@ -5,7 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
-_AUTOMATIC_BYTES = 4_000_000
+_PACK_BYTES = 4_000_000
+_PIECE_BYTES = 1_000_000  # a ring cuts a pack in as many pieces as replicas; those of less are mostly latency
 
 
 def all_reduce_sum(values: Any, *, bytes_per_pack: int | None = 0) -> Any:
@@ -17,7 +18,9 @@ def all_reduce_sum(values: Any, *, bytes_per_pack: int | None = 0) -> Any:
     """
     flat = tf.nest.flatten(values)
     context = tf.distribute.get_replica_context()
-    for places in _packs(flat, _AUTOMATIC_BYTES if bytes_per_pack is None else bytes_per_pack):
+    if bytes_per_pack is None:
+        bytes_per_pack = _automatic(flat, context.num_replicas_in_sync)
+    for places in _packs(flat, bytes_per_pack):
         # One call a pack: TensorFlow gives back none of the sums of a call before all of them are there.
         sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [_gatherable(flat[i]) for i in places])
         for i, total in zip(places, sums, strict=True):
@@ -36,6 +39,15 @@ def _as_it_was(value: Any, dtype: tf.DType) -> Any:
     return tf.IndexedSlices(tf.bitcast(value.values, dtype), value.indices, value.dense_shape)
 
 
+def _automatic(values: Sequence[Any], replicas: int) -> int:
+    pack = max(_PACK_BYTES, _PIECE_BYTES * replicas)
+    return pack if sum(map(_bytes, values)) >= 2 * pack else 0
+
+
+def _bytes(value: Any) -> int:
+    return 0 if isinstance(value, tf.IndexedSlices) else value.shape.num_elements() * value.dtype.size
+
+
 def _packs(values: Sequence[Any], bytes_per_pack: int) -> list[list[int]]:
     """Return the places of the values that travel together, in the order in which they leave."""
     packs: list[list[int]] = []
@@ -49,6 +61,6 @@ def _packs(values: Sequence[Any], bytes_per_pack: int) -> list[list[int]]:
             packs.append(filling[value.dtype])
         pack = filling[value.dtype]
         pack.append(i)
-        if bytes_per_pack and sum(values[j].shape.num_elements() * value.dtype.size for j in pack) >= bytes_per_pack:
+        if bytes_per_pack and sum(_bytes(values[j]) for j in pack) >= bytes_per_pack:
             del filling[value.dtype]
     return packs
