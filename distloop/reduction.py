@@ -5,6 +5,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from distloop import local_reduction
+
 _PACK_BYTES = 4_000_000
 _PIECE_BYTES = 1_000_000  # a ring cuts a pack in as many pieces as replicas; those of less are mostly latency
 
@@ -18,6 +20,8 @@ def all_reduce_sum(values: Any, *, bytes_per_pack: int | None = 0) -> Any:
     """
     flat = tf.nest.flatten(values)
     context = tf.distribute.get_replica_context()
+    if local_reduction.fits(context.strategy):
+        return tf.nest.pack_sequence_as(values, local_reduction.all_reduce_sum(flat))
     if bytes_per_pack is None:
         bytes_per_pack = _automatic(flat, context.num_replicas_in_sync)
     for places in _packs(flat, bytes_per_pack):

@@ -12,10 +12,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from distloop import fused
 from distloop.errors import UsageError
 
 # Keras's rules that move each entry by its own gradient, weight and slots, and have no variables but slots.
 _RULES = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "Lion", "Ftrl")
+_ANONYMOUS = "cd2c89b7-88b7-44c8-ad83-06c2a9158347"  # ResourceHandle::ANONYMOUS_NAME of TensorFlow's C++ code
 
 
 @final
@@ -103,13 +105,14 @@ def _update(
     replica, strategy = context.replica_id_in_sync_group, context.strategy
     pieces = []
     for gradient, variable in zip(gradients, variables, strict=True):
-        piece = _Piece(optimizer._var_key(variable), _piece(variable.value, replica, strategy))
+        piece: Any = _Piece(optimizer._var_key(variable), _piece(variable.value, replica, strategy))
         if optimizer.weight_decay is not None and optimizer._use_weight_decay(variable.value):
             decay, current_rate = (tf.cast(factor, piece.dtype) for factor in (optimizer.weight_decay, rate))
             piece.assign_sub(piece.value * decay * current_rate)
         # A sparse gradient becomes dense, as in most of Keras's rules.
-        dense = tf.ensure_shape(tf.convert_to_tensor(gradient), variable.shape)
-        optimizer.update_step(_piece(dense, replica, strategy), piece, rate)
+        dense = _piece(tf.ensure_shape(tf.convert_to_tensor(gradient), variable.shape), replica, strategy)
+        if not fused.update(optimizer, dense, piece):
+            optimizer.update_step(dense, piece, rate)
         pieces.append(piece.value)
     gather = _gather_locally if _is_one_process(strategy) else _gather_packed
     for variable, whole in zip(variables, gather(pieces), strict=True):
@@ -118,25 +121,41 @@ def _update(
 
 @final
 class _Piece:
-    """Stand for a variable in Keras's `update_step`, which reads it as a tensor and assigns to it."""
+    """Stand for a variable in an update: Keras's rules read and assign a tensor, kernels write in place."""
 
     def __init__(self, key: str, value: tf.Tensor) -> None:
         self._unique_id = key  # by which the optimizer finds the slots
-        self.value = value
+        self._handle: tf.Tensor | None = None
+        self._value = value
         self.dtype = value.dtype
         self.shape = value.shape
 
+    @property
+    def handle(self) -> tf.Tensor:
+        """Return a variable that is made of the value in each step, and gone after it."""
+        handle: Any = tf.raw_ops.VarHandleOp(dtype=self.dtype, shape=self.shape, shared_name=_ANONYMOUS)
+        tf.raw_ops.AssignVariableOp(resource=handle, value=self._value)
+        self._handle = handle
+        return handle
+
+    @property
+    def value(self) -> tf.Tensor:
+        """Return what it holds now."""
+        if self._handle is None:
+            return self._value
+        return tf.raw_ops.ReadVariableOp(resource=self._handle, dtype=self.dtype)
+
     def __tf_tensor__(self, dtype: Any = None, name: Any = None) -> tf.Tensor:
-        return self.value
+        return self._value
 
     def assign(self, value: tf.Tensor) -> None:
-        self.value = value
+        self._value = value
 
     def assign_add(self, value: tf.Tensor) -> None:
-        self.value = self.value + value
+        self._value = self._value + value
 
     def assign_sub(self, value: tf.Tensor) -> None:
-        self.value = self.value - value
+        self._value = self._value - value
 
 
 def _length(size: int, replicas: int) -> int:

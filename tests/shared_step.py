@@ -43,9 +43,13 @@ def run_steps(strategy, step, batches):
     ]
 
 
-def collectives(strategy, step, batch):
-    """Return the collective operations of the compiled step, over all local replicas."""
-    traced = _compiled(strategy, step).get_concrete_function(_distributed(strategy, batch))
-    graph = traced.graph.as_graph_def()
-    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    return [node.op for node in nodes if "Collective" in node.op or "Nccl" in node.op]
+def exchanges(strategy, step, batch):
+    """Return the operations of the compiled step that meet several replicas: collectives, or one process's own sums."""
+    return exchanges_of(_compiled(strategy, step), _distributed(strategy, batch))
+
+
+def exchanges_of(function, *arguments):
+    """Return the operations of a `tf.function` that meet several replicas."""
+    graph = function.get_concrete_function(*arguments).graph.as_graph_def()
+    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+    return [n.op for n in nodes if "Collective" in n.op or "Nccl" in n.op or "sum_of_replicas" in n.name.split("/")[-1]]

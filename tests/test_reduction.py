@@ -9,7 +9,7 @@ from distloop import State, minimize
 from distloop.reduction import all_reduce_sum
 from distloop.updates import UpdateRule, set_rule
 from tests import in_workers
-from tests.shared_step import collectives, run_step
+from tests.shared_step import exchanges, run_step
 
 REPLICAS = 4  # two processes of two
 GENERATOR = np.random.default_rng(1)
@@ -49,7 +49,7 @@ def count_collectives(strategy):
             losses = lambda b: tf.reduce_sum(state.model(b["x"]), axis=1)  # noqa: E731
             return minimize(losses, batch, state.optimizer, state.model.trainable_variables)
 
-        made = collectives(strategy, step, {"x": X})
+        made = exchanges(strategy, step, {"x": X})
         assert set(made) == {"CollectiveReduceV2"}
         found[name] = len(made)
     return found
