@@ -17,6 +17,7 @@ def all_reduce_sum(values: Any, *, bytes_per_pack: int | None = 0) -> Any:
     The last values leave first, `bytes_per_pack` or a little more at a time: the gradients of the last layers are there
     first, and travel while those of other layers are computed. 0 sends all at once, but for other dtypes and for
     sparse tensors, which travel by themselves. None chooses by the size: all workers alike, and a small model at once.
+    Between CPU devices of one process nothing travels.
     """
     flat = tf.nest.flatten(values)
     context = tf.distribute.get_replica_context()

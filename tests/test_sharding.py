@@ -17,7 +17,7 @@ from distloop.updates import prepare
 from tests import in_workers, toy
 from tests.columns import COLUMNS, run_processes
 from tests.run_files import checkpoints, state
-from tests.shared_step import collectives, run_steps
+from tests.shared_step import exchanges, run_steps
 
 GENERATOR = np.random.default_rng(3)
 STEPS = 4
@@ -131,7 +131,7 @@ def test_each_replica_holds_its_part_of_the_slots(mirrored):
 def test_the_new_weights_are_put_together_without_a_collective_in_one_process(mirrored):
     state = make_state(mirrored, ADAM, shard_optimizer=True)
     plain = make_state(mirrored, ADAM)
-    found, expected = (collectives(mirrored, step_of(each), batch(0)) for each in (state, plain))
+    found, expected = (exchanges(mirrored, step_of(each), batch(0)) for each in (state, plain))
     assert found == expected
 
 
@@ -160,7 +160,7 @@ def in_worker(strategy):
     for kind, settings in {"sharded": dict(shard_optimizer=True), "plain": {}}.items():
         state = trained(strategy, decaying, **settings)
         found.update({f"{kind}:{name}": v.numpy() for name, v in named_variables(state).items()})
-        found[f"collectives:{kind}"] = collectives(strategy, step_of(state), batch(0))
+        found[f"collectives:{kind}"] = exchanges(strategy, step_of(state), batch(0))
         if kind == "sharded":
             name, slot = next((name, v) for name, v in named_variables(state).items() if name.endswith("velocity"))
             value = slot.numpy()
