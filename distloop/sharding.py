@@ -184,7 +184,7 @@ def _gather_packed(pieces: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     """Return for each piece of this replica those of all replicas, end to end: one collective for a small model."""
     context, wholes = tf.distribute.get_replica_context(), list(pieces)
     # In packs as gradients go: all at once would be in memory three times.
-    for places in reduction.packs(pieces, reduction.AUTOMATIC_BYTES):
+    for places in reduction.packs(pieces, reduction.PACK_BYTES):
         packed, lengths = tf.concat([pieces[i] for i in places], 0), [tf.size(pieces[i]) for i in places]
         rows = tf.reshape(context.merge_call(_all_gather, args=(packed,)), [context.num_replicas_in_sync, -1])
         for i, columns in zip(places, tf.split(rows, lengths, axis=1), strict=True):

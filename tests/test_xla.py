@@ -10,27 +10,24 @@ import tensorflow as tf
 
 from distloop import RunConfig, State, train, xla
 from distloop.cluster import Cluster
-from distloop.startup import set_up, start_strategy, train_stream
+from distloop.startup import set_up, train_stream
 from distloop.storage import as_path
 from distloop.task import named_variables
 from distloop.updates import rule_of
 from tests import harness, toy
 
 
-def ready(tmp_path, task=None, **settings):
-    config = RunConfig(global_batch_size=4, workdir=str(tmp_path / "run"), jit_compile="auto", **settings)
-    task = task or toy.make_task(config)
-    strategy = start_strategy(task, config, Cluster())
-    return set_up(task, config, as_path(config.workdir), Cluster(), *strategy)
+def ready(tmp_path, strategy, task=None):
+    config = RunConfig(global_batch_size=4, workdir=str(tmp_path / "run"), jit_compile="auto")
+    return set_up(task or toy.make_task(config), config, as_path(config.workdir), Cluster(), "any", strategy)
 
 
 def decide(setup, before=None):
     return xla.decide(setup, train_stream(setup), 0, tf.Variable(0.0), before=before)
 
 
-@pytest.mark.parametrize("settings", [dict(strategy="default"), dict(strategy="mirrored", replicas=2)], ids=str)
-def test_the_faster_kind_is_chosen_and_the_state_is_as_before(tmp_path, settings):
-    setup = ready(tmp_path, **settings)
+def test_the_faster_kind_is_chosen_and_the_state_is_as_before(tmp_path, strategy):
+    setup = ready(tmp_path, strategy)
     variables = named_variables(setup.state)
     before = {name: variable.numpy() for name, variable in variables.items()}
     found = decide(setup)
@@ -43,20 +40,20 @@ def test_the_faster_kind_is_chosen_and_the_state_is_as_before(tmp_path, settings
 
 @pytest.mark.parametrize("on", [True, False])
 def test_a_resumed_run_keeps_to_the_decision_without_measuring(tmp_path, on):
-    setup = ready(tmp_path, strategy="default")
+    setup = ready(tmp_path, tf.distribute.get_strategy())
     decision = {"jit_compile": on, "off_ms": 1.0, "on_ms": 1.0}
     assert decide(setup, before=decision) is decision
     assert rule_of(setup.state.optimizer).jit_compile is on
 
 
-def test_a_layer_that_exchanges_in_its_forward_pass_is_not_compiled(tmp_path):
+def test_a_layer_that_exchanges_in_its_forward_pass_is_not_compiled(tmp_path, mirrored):
     def build():
         norm = keras.layers.BatchNormalization(synchronized=True)
         model = keras.Sequential([keras.Input([3]), norm, keras.layers.Dense(1)])
         return State(model=model, optimizer=keras.optimizers.SGD(0.1))
 
     task = dataclasses.replace(toy.make_task(RunConfig()), build=build)
-    found = decide(ready(tmp_path, task, strategy="mirrored", replicas=2))
+    found = decide(ready(tmp_path, mirrored, task))
     assert found["jit_compile"] is False
     assert "synchronized=True: it exchanges statistics" in xla.text(found)
 
