@@ -57,8 +57,10 @@ FLOORS = {
     "strategies": 1,
     "local_reduction": 0.4,
     "reduction": 0.5,
+    "fused": 1,
     "metrics": 1,
     "position": 1,
+    "sharding": 1,
     "lifecycle": 1.5,
     "checkpoint_files": 1,
     "writers": 1,
@@ -77,7 +79,6 @@ FLOORS = {
     "datasets": 2.2,
     "backward": 2.2,
     "updates": 2.2,
-    "fused": 2.2,
     "service": 2.4,
     "gradients": 2.4,
     "steps": 3,
@@ -211,7 +212,8 @@ def test_flags_are_frozen():
         *("keep_checkpoints", "best_metric", "best_mode", "init_from", "seed", "learning_rate"),
         *("precision", "loss_scale", "initial_loss_scale", "loss_scale_growth_steps", "loss_scale_growth_factor"),
         *("loss_scale_backoff_factor", "min_loss_scale", "clip_global_norm", "clip_norm", "clip_value"),
-        *("gradient_norm", "micro_batches", "ema_momentum", "jit_compile", "deterministic"),
+        *("gradient_norm", "micro_batches", "ema_momentum", "shard_optimizer", "bytes_per_pack", "wire_dtype"),
+        *("jit_compile", "deterministic"),
     ]
 
 
