@@ -31,7 +31,8 @@ def all_reduce_sum(values: Sequence[Any]) -> list[Any]:
     context = tf.distribute.get_replica_context()
     packed, *sums = context.merge_call(_add, args=(packed, *(values[i] for i in large)))
     parts = tf.split(packed, [values[i].shape.num_elements() for i in small]) if small else []
-    found = dict(zip(large, sums, strict=True))
+    # What all replicas share would count as one value where tf.distribute looks for one of each.
+    found = {i: tf.identity(total) for i, total in zip(large, sums, strict=True)}
     found |= {i: tf.reshape(part, values[i].shape) for i, part in zip(small, parts, strict=True)}
     return [found[i] for i in range(len(values))]
 

@@ -63,8 +63,8 @@ class ShardedSlot:
         if _is_one_process(self._strategy):
             return np.concatenate([part.numpy() for part in local])
         parts = iter(local)
-        everywhere = self._on_each_replica(lambda _: tf.convert_to_tensor(next(parts)))
-        return _gathering(self._strategy)(everywhere).numpy()
+        everywhere = self._on_each_replica(lambda _: _gatherable(tf.convert_to_tensor(next(parts))))
+        return tf.bitcast(_gathering(self._strategy)(everywhere), local[0].dtype).numpy()
 
     def _on_each_replica(self, value_of: Any) -> Any:
         return self._strategy.experimental_distribute_values_from_function(value_of)
@@ -186,7 +186,8 @@ def _gather_packed(pieces: Sequence[tf.Tensor]) -> list[tf.Tensor]:
     # In packs as gradients go: all at once would be in memory three times.
     for places in reduction.packs(pieces, reduction.PACK_BYTES):
         packed, lengths = tf.concat([pieces[i] for i in places], 0), [tf.size(pieces[i]) for i in places]
-        rows = tf.reshape(context.merge_call(_all_gather, args=(packed,)), [context.num_replicas_in_sync, -1])
+        gathered = tf.bitcast(context.merge_call(_all_gather, args=(_gatherable(packed),)), packed.dtype)
+        rows = tf.reshape(gathered, [context.num_replicas_in_sync, -1])
         for i, columns in zip(places, tf.split(rows, lengths, axis=1), strict=True):
             wholes[i] = tf.reshape(columns, [-1])
     return wholes
@@ -206,6 +207,11 @@ def _all_gather(strategy: tf.distribute.Strategy, packed: Any) -> Any:
     ]
     parts = iter(gathered)
     return strategy.experimental_distribute_values_from_function(lambda _: next(parts))
+
+
+def _gatherable(value: tf.Tensor) -> tf.Tensor:
+    """Call the bits of bfloat16 float16, as TensorFlow gathers no bfloat16 on CPUs."""
+    return tf.bitcast(value, tf.float16) if value.dtype == tf.bfloat16 else value
 
 
 @cache

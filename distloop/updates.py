@@ -91,6 +91,10 @@ def prepare(state: State, config: RunConfig) -> None:
         if config.precision == "mixed_float16":
             loss_scale = LossScale(_scaling(config))
             state.added |= {f"loss_scale/{name}/{key}": value for key, value in loss_scale.variables.items()}
+        if config.wire_dtype != "float32" and isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
+            raise UsageError(
+                f"wire_dtype is {config.wire_dtype}, but strategy is tpu, for which it was not made; drop one."
+            )
         rule = UpdateRule(
             clip_global_norm=config.clip_global_norm,
             clip_norm=config.clip_norm,
