@@ -48,7 +48,7 @@ class ShardedSlot:
         value = tf.convert_to_tensor(value)
         own = self._on_each_replica(lambda context: _piece(value, context.replica_id_in_sync_group, self._strategy))
         for variable, piece in zip(self.local_pieces, self._strategy.experimental_local_results(own), strict=True):
-            variable.assign(piece)
+            variable.assign(piece.numpy().copy())  # a slice would keep the whole in memory
 
     def numpy(self) -> np.ndarray:
         """Return the whole."""
