@@ -122,7 +122,11 @@ class RunConfig:
     wire_dtype: str = _setting(
         "float32", f"{', '.join(WIRE_DTYPES)}: in which gradients travel from replica to replica; all else is float32"
     )
-    jit_compile: bool = _setting(False, "compile forward and backward with XLA; reductions and updates stay outside")
+    jit_compile: bool | str = _setting(
+        False,
+        "compile forward and backward with XLA; reductions and updates stay outside; auto measures at the start if it "
+        "pays",
+    )
     deterministic: bool = _setting(
         False,
         "same bits in every run on the same hardware: deterministic operations and a fixed order of sums, "
@@ -163,6 +167,8 @@ class RunConfig:
             )
         if self.wire_dtype not in WIRE_DTYPES:
             raise UsageError(f"wire_dtype is {self.wire_dtype!r}; expected one of {', '.join(WIRE_DTYPES)}.")
+        if self.jit_compile not in (False, True, "auto"):
+            raise UsageError(f"jit_compile is {self.jit_compile!r}; expected True, False or auto.")
         if self.best_mode not in ("max", "min"):
             raise UsageError(f"best_mode is {self.best_mode!r}; expected max or min.")
         if not 0 <= self.seed < 2**31:

@@ -19,8 +19,11 @@ def update(optimizer: keras.optimizers.Optimizer, gradient: _Gradient, variable:
 
     Replica context; the gradient is reduced. There are kernels for SGD, with and without momentum, Adam and AdamW
     (whose decay comes before), but none for AMSGrad, for a sparse gradient of plain SGD, and for what a user derives.
+    Other dtypes than float32 stay Keras's: GPUs have no kernel for bfloat16, and 1 - beta_2 would be 0 in it.
     """
     kind = type(optimizer)
+    if variable.dtype != tf.float32:
+        return False
     if kind is keras.optimizers.SGD and optimizer.momentum == 0:
         if isinstance(gradient, tf.IndexedSlices):
             return False  # Keras moves its rows only

@@ -116,7 +116,7 @@ def _check_call(batch: Batch, optimizer: object, variables: Sequence[object], na
 
 
 def _factor(scale: tf.Tensor | None, batch: Batch, rule: UpdateRule) -> tf.Tensor | None:
-    """Return what the summed loss is multiplied by, so that 16 bits hold its gradient: near the mean loss."""
+    """Return what the summed loss is multiplied by, so that 16 bits hold its gradient: near the mean over examples."""
     examples = float(batch["weight"].shape[0] or 1)
     if rule.wire_dtype != "float32":  # the sum over the replicas has 16 bits, too
         examples *= tf.distribute.get_strategy().num_replicas_in_sync

@@ -7,7 +7,8 @@ import tensorflow as tf
 
 from distloop import local_reduction
 
-_AUTOMATIC_BYTES = 4_000_000
+PACK_BYTES = 4_000_000
+_PIECE_BYTES = 1_000_000  # a ring cuts a pack in as many pieces as replicas; those of less are mostly latency
 
 
 def all_reduce_sum(values: Any, *, bytes_per_pack: int | None = 0) -> Any:
@@ -22,7 +23,9 @@ def all_reduce_sum(values: Any, *, bytes_per_pack: int | None = 0) -> Any:
     context = tf.distribute.get_replica_context()
     if local_reduction.fits(context.strategy):
         return tf.nest.pack_sequence_as(values, local_reduction.all_reduce_sum(flat))
-    for places in _packs(flat, _AUTOMATIC_BYTES if bytes_per_pack is None else bytes_per_pack):
+    if bytes_per_pack is None:
+        bytes_per_pack = _automatic(flat, context.num_replicas_in_sync)
+    for places in packs(flat, bytes_per_pack):
         # One call a pack: TensorFlow gives back none of the sums of a call before all of them are there.
         sums = context.all_reduce(tf.distribute.ReduceOp.SUM, [_gatherable(flat[i]) for i in places])
         for i, total in zip(places, sums, strict=True):
@@ -41,7 +44,16 @@ def _as_it_was(value: Any, dtype: tf.DType) -> Any:
     return tf.IndexedSlices(tf.bitcast(value.values, dtype), value.indices, value.dense_shape)
 
 
-def _packs(values: Sequence[Any], bytes_per_pack: int) -> list[list[int]]:
+def _automatic(values: Sequence[Any], replicas: int) -> int:
+    pack = max(PACK_BYTES, _PIECE_BYTES * replicas)
+    return pack if sum(map(_bytes, values)) >= 2 * pack else 0
+
+
+def _bytes(value: Any) -> int:
+    return 0 if isinstance(value, tf.IndexedSlices) else value.shape.num_elements() * value.dtype.size
+
+
+def packs(values: Sequence[Any], bytes_per_pack: int) -> list[list[int]]:
     """Return the places of the values that travel together, in the order in which they leave."""
     packs: list[list[int]] = []
     filling: dict[tf.DType, list[int]] = {}
@@ -54,6 +66,6 @@ def _packs(values: Sequence[Any], bytes_per_pack: int) -> list[list[int]]:
             packs.append(filling[value.dtype])
         pack = filling[value.dtype]
         pack.append(i)
-        if bytes_per_pack and sum(values[j].shape.num_elements() * value.dtype.size for j in pack) >= bytes_per_pack:
+        if bytes_per_pack and sum(_bytes(values[j]) for j in pack) >= bytes_per_pack:
             del filling[value.dtype]
     return packs

@@ -12,10 +12,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from distloop import fused, reduction
 from distloop.errors import UsageError
 
 # Keras's rules that move each entry by its own gradient, weight and slots, and have no variables but slots.
 _RULES = ("SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "Adadelta", "Adamax", "Lion", "Ftrl")
+_ANONYMOUS = "cd2c89b7-88b7-44c8-ad83-06c2a9158347"  # ResourceHandle::ANONYMOUS_NAME of TensorFlow's C++ code
 
 
 @final
@@ -61,8 +63,8 @@ class ShardedSlot:
         if _is_one_process(self._strategy):
             return np.concatenate([part.numpy() for part in local])
         parts = iter(local)
-        everywhere = self._on_each_replica(lambda _: tf.convert_to_tensor(next(parts)))
-        return _gathering(self._strategy)(everywhere).numpy()
+        everywhere = self._on_each_replica(lambda _: _gatherable(tf.convert_to_tensor(next(parts))))
+        return tf.bitcast(_gathering(self._strategy)(everywhere), local[0].dtype).numpy()
 
     def _on_each_replica(self, value_of: Any) -> Any:
         return self._strategy.experimental_distribute_values_from_function(value_of)
@@ -103,13 +105,14 @@ def _update(
     replica, strategy = context.replica_id_in_sync_group, context.strategy
     pieces = []
     for gradient, variable in zip(gradients, variables, strict=True):
-        piece = _Piece(optimizer._var_key(variable), _piece(variable.value, replica, strategy))
+        piece: Any = _Piece(optimizer._var_key(variable), _piece(variable.value, replica, strategy))
         if optimizer.weight_decay is not None and optimizer._use_weight_decay(variable.value):
             decay, current_rate = (tf.cast(factor, piece.dtype) for factor in (optimizer.weight_decay, rate))
             piece.assign_sub(piece.value * decay * current_rate)
         # A sparse gradient becomes dense, as in most of Keras's rules.
-        dense = tf.ensure_shape(tf.convert_to_tensor(gradient), variable.shape)
-        optimizer.update_step(_piece(dense, replica, strategy), piece, rate)
+        dense = _piece(tf.ensure_shape(tf.convert_to_tensor(gradient), variable.shape), replica, strategy)
+        if not fused.update(optimizer, dense, piece):
+            optimizer.update_step(dense, piece, rate)
         pieces.append(piece.value)
     gather = _gather_locally if _is_one_process(strategy) else _gather_packed
     for variable, whole in zip(variables, gather(pieces), strict=True):
@@ -118,25 +121,41 @@ def _update(
 
 @final
 class _Piece:
-    """Stand for a variable in Keras's `update_step`, which reads it as a tensor and assigns to it."""
+    """Stand for a variable in an update: Keras's rules read and assign a tensor, kernels write in place."""
 
     def __init__(self, key: str, value: tf.Tensor) -> None:
         self._unique_id = key  # by which the optimizer finds the slots
-        self.value = value
+        self._handle: tf.Tensor | None = None
+        self._value = value
         self.dtype = value.dtype
         self.shape = value.shape
 
+    @property
+    def handle(self) -> tf.Tensor:
+        """Return a variable that is made of the value in each step, and gone after it."""
+        handle: Any = tf.raw_ops.VarHandleOp(dtype=self.dtype, shape=self.shape, shared_name=_ANONYMOUS)
+        tf.raw_ops.AssignVariableOp(resource=handle, value=self._value)
+        self._handle = handle
+        return handle
+
+    @property
+    def value(self) -> tf.Tensor:
+        """Return what it holds now."""
+        if self._handle is None:
+            return self._value
+        return tf.raw_ops.ReadVariableOp(resource=self._handle, dtype=self.dtype)
+
     def __tf_tensor__(self, dtype: Any = None, name: Any = None) -> tf.Tensor:
-        return self.value
+        return self._value
 
     def assign(self, value: tf.Tensor) -> None:
-        self.value = value
+        self._value = value
 
     def assign_add(self, value: tf.Tensor) -> None:
-        self.value = self.value + value
+        self._value = self._value + value
 
     def assign_sub(self, value: tf.Tensor) -> None:
-        self.value = self.value - value
+        self._value = self._value - value
 
 
 def _length(size: int, replicas: int) -> int:
@@ -162,12 +181,13 @@ def _gather_locally(pieces: Sequence[tf.Tensor]) -> list[tf.Tensor]:
 
 
 def _gather_packed(pieces: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    """Return for each piece of this replica those of all replicas, end to end, by one collective for each dtype."""
+    """Return for each piece of this replica those of all replicas, end to end: one collective for a small model."""
     context, wholes = tf.distribute.get_replica_context(), list(pieces)
-    for dtype in {piece.dtype for piece in pieces}:
-        places = [i for i, piece in enumerate(pieces) if piece.dtype == dtype]
+    # In packs as gradients go: all at once would be in memory three times.
+    for places in reduction.packs(pieces, reduction.PACK_BYTES):
         packed, lengths = tf.concat([pieces[i] for i in places], 0), [tf.size(pieces[i]) for i in places]
-        rows = tf.reshape(context.merge_call(_all_gather, args=(packed,)), [context.num_replicas_in_sync, -1])
+        gathered = tf.bitcast(context.merge_call(_all_gather, args=(_gatherable(packed),)), packed.dtype)
+        rows = tf.reshape(gathered, [context.num_replicas_in_sync, -1])
         for i, columns in zip(places, tf.split(rows, lengths, axis=1), strict=True):
             wholes[i] = tf.reshape(columns, [-1])
     return wholes
@@ -187,6 +207,11 @@ def _all_gather(strategy: tf.distribute.Strategy, packed: Any) -> Any:
     ]
     parts = iter(gathered)
     return strategy.experimental_distribute_values_from_function(lambda _: next(parts))
+
+
+def _gatherable(value: tf.Tensor) -> tf.Tensor:
+    """Call the bits of bfloat16 float16, as TensorFlow gathers no bfloat16 on CPUs."""
+    return tf.bitcast(value, tf.float16) if value.dtype == tf.bfloat16 else value
 
 
 @cache

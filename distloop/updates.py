@@ -91,13 +91,17 @@ def prepare(state: State, config: RunConfig) -> None:
         if config.precision == "mixed_float16":
             loss_scale = LossScale(_scaling(config))
             state.added |= {f"loss_scale/{name}/{key}": value for key, value in loss_scale.variables.items()}
+        if config.wire_dtype != "float32" and isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
+            raise UsageError(
+                f"wire_dtype is {config.wire_dtype}, but strategy is tpu, for which it was not made; drop one."
+            )
         rule = UpdateRule(
             clip_global_norm=config.clip_global_norm,
             clip_norm=config.clip_norm,
             clip_value=config.clip_value,
             gradient_norm=config.gradient_norm,
             micro_batches=config.micro_batches,
-            jit_compile=config.jit_compile,
+            jit_compile=config.jit_compile is True,  # auto has not decided yet
             bytes_per_pack=config.bytes_per_pack,
             wire_dtype=config.wire_dtype,
             loss_scale=loss_scale,

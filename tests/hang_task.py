@@ -45,7 +45,7 @@ def here(moment, step, batch=0):
         return
     wanted = kind if kind in ("input", "eval", "trace") else "step"
     is_me = int(rank) == from_tf_config(os.environ.get("TF_CONFIG")).index
-    if moment == wanted and is_me and step >= int(at):
+    if kind and moment == wanted and is_me and step >= int(at):
         Path(marker).touch()
         {"busy": hang_in_my_loop, "lock": hang_in_my_lock}.get(kind, hang_asleep)()
 

@@ -23,7 +23,7 @@ def test_values_of_all_kinds_are_summed_alike_on_every_replica(mirrored):
 
     def run():
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return {k: tf.convert_to_tensor(v) for k, v in all_reduce_sum(values(replica)).items()}
+        return {k: tf.identity(tf.convert_to_tensor(v)) for k, v in all_reduce_sum(values(replica)).items()}
 
     assert local_reduction.fits(mirrored)
     found = tf.function(lambda: mirrored.run(run), autograph=False)()

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from distloop import State, minimize
+from distloop.reduction import all_reduce_sum
 from distloop.updates import UpdateRule, set_rule
 from tests import in_workers
 from tests.shared_step import exchanges, run_step
@@ -23,25 +24,26 @@ SMALLEST = {"float32": 0.0, "bfloat16": 0.0, "float16": 2.0**-25}  # absolute, o
 
 def state_of(strategy, layers, rule):
     with strategy.scope():
-        model = keras.Sequential([keras.Input([64]), *layers()])
+        model = keras.Sequential([keras.Input([64]), *layers])
         state = State(model=model, optimizer=keras.optimizers.SGD(1.0))
     set_rule(state.optimizer, rule)
     return state
 
 
 def count_collectives(strategy):
-    """Return how many one replica makes in a step of four dense layers, 16.6 kB of gradients each."""
+    """Return how many one replica makes in a step of four dense layers, 16.6 kB of gradients each, or 4 MB but one."""
     rules = {
-        "automatic": UpdateRule(),
-        "all at once": UpdateRule(bytes_per_pack=0),
-        "two layers": UpdateRule(bytes_per_pack=33_000),
-        "one layer": UpdateRule(bytes_per_pack=16_600),
-        "16 bits": UpdateRule(wire_dtype="bfloat16"),
-        "two layers of 16 bits": UpdateRule(wire_dtype="bfloat16", bytes_per_pack=16_500),
+        "automatic": (64, UpdateRule()),
+        "automatic, large": (1024, UpdateRule()),
+        "all at once": (64, UpdateRule(bytes_per_pack=0)),
+        "two layers": (64, UpdateRule(bytes_per_pack=33_000)),
+        "one layer": (64, UpdateRule(bytes_per_pack=16_600)),
+        "16 bits": (64, UpdateRule(wire_dtype="bfloat16")),
+        "two layers of 16 bits": (64, UpdateRule(wire_dtype="bfloat16", bytes_per_pack=16_500)),
     }
     found = {}
-    for name, rule in rules.items():
-        state = state_of(strategy, lambda: [keras.layers.Dense(64) for _ in range(4)], rule)
+    for name, (width, rule) in rules.items():
+        state = state_of(strategy, [keras.layers.Dense(width) for _ in range(4)], rule)
 
         def step(batch, state=state):
             losses = lambda b: tf.reduce_sum(state.model(b["x"]), axis=1)  # noqa: E731
@@ -57,12 +59,32 @@ def test_a_small_model_takes_one_collective_and_smaller_packs_take_more(tmp_path
     for found in in_workers.run("tests.test_reduction:count_collectives", tmp_path / "count"):
         assert {name: int(count) for name, count in found.items()} == {
             "automatic": 1,
+            "automatic, large": 4,
             "all at once": 1,
             "two layers": 2,
             "one layer": 4,
             "16 bits": 2,  # all but the gradients travel in float32
             "two layers of 16 bits": 3,
         }
+
+
+def order(strategy):
+    """Return, for a step of three packs, how many of them wait for another one before they leave."""
+
+    def three_packs():
+        return all_reduce_sum([tf.ones([4]), tf.ones([5]), tf.ones([6])], bytes_per_pack=1)
+
+    traced = tf.function(lambda: strategy.run(three_packs), autograph=False).get_concrete_function()
+    nodes = {node.name: node for node in traced.graph.as_graph_def().node}
+    packs = [node for node in nodes.values() if node.op == "CollectiveReduceV2"]
+    waits = [name for pack in packs for name in pack.input if name.startswith("^") and "Collective" in name]
+    return {"packs": len(packs), "waits": len(waits), "threads": tf.config.threading.get_inter_op_parallelism_threads()}
+
+
+def test_packs_wait_for_no_other_pack_and_leave_while_a_thread_computes(tmp_path):
+    for found in in_workers.run("tests.test_reduction:order", tmp_path / "order"):
+        assert (found["packs"], found["waits"]) == (3, 0)
+        assert found["threads"] >= 2
 
 
 def exchange(strategy):

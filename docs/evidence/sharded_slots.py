@@ -1,4 +1,4 @@
-"""Measure what sharded slots save on two processes of 51 million weights: python docs/evidence/sharded_slots.py."""
+"""Measure what sharded slots save on two processes with 51 million weights: python docs/evidence/sharded_slots.py."""
 
 import subprocess
 import sys
@@ -6,17 +6,19 @@ import tempfile
 import time
 from pathlib import Path
 
-import keras
-import numpy as np
-import tensorflow as tf
-
-from distloop import RunConfig, State, Task, minimize, train
-
-LAYERS, WIDTH, BATCH, STEPS, LAUNCHES = 20, 1600, 32, 8, 1
+LAYERS, WIDTH, BATCH, STEPS, LAUNCHES = 20, 1600, 32, 10, 3
+WARM_UP = 3
 
 
-def task_of(states: list[State]) -> Task:
-    """Return layers that fit a constant by Adam; `states` gets their state."""
+def work(folder: str, *, sharded: bool) -> None:
+    """Train by Adam in one worker and print a line of figures."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from distloop import RunConfig, State, Task, minimize, train
+
+    states, times, resident = [], [], []
 
     def build() -> State:
         layers = [keras.layers.Dense(WIDTH, activation="tanh") for _ in range(LAYERS)]
@@ -24,70 +26,53 @@ def task_of(states: list[State]) -> Task:
         return states[0]
 
     def train_step(state: State, batch: dict[str, tf.Tensor]):
-        return minimize(
-            lambda b: tf.reduce_mean(tf.square(state.model(b["x"])), axis=1),
-            batch,
-            state.optimizer,
-            state.model.trainable_variables,
-        )
+        def loss(b):
+            return tf.reduce_mean(tf.square(state.model(b["x"])), axis=1)
 
-    return Task(build, train_step, lambda: {"x": np.ones([BATCH, WIDTH], np.float32)})
+        return minimize(loss, batch, state.optimizer, state.model.trainable_variables)
+
+    def look(_):
+        times.append(time.perf_counter())
+        resident.append([_memory("VmRSS"), _memory("VmHWM")])
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+
+    settings = dict(global_batch_size=BATCH, train_steps=STEPS, steps_per_call=1, shard_optimizer=sharded)
+    data = {"x": np.ones([BATCH * STEPS, WIDTH], np.float32)}
+    train(Task(build, train_step, lambda: data), RunConfig(workdir=folder, **settings), extra_actions=[look])
+    slots = sum(v.value.shape.num_elements() * 4 for v in states[0].optimizer.variables if v.ndim) / 1e6
+    now, peak = np.median(resident[WARM_UP:], axis=0)
+    figures = slots, now, peak, _memory("VmHWM"), 1e3 * np.median(np.diff(times[WARM_UP:]))
+    print("FIGURES", *(f"{figure:.0f}" for figure in figures), flush=True)
 
 
-def slot_bytes(state: State) -> int:
-    """Return the bytes of the slots that one replica holds."""
-    return sum(tf.size(variable.value).numpy() * 4 for variable in state.optimizer.variables if variable.ndim)
-
-
-def memory(line: str) -> float:
+def _memory(line: str) -> float:
     """Return resident memory in MB: `VmRSS` now, `VmHWM` at its peak."""
     (found,) = [text.split()[1] for text in Path("/proc/self/status").read_text().splitlines() if text.startswith(line)]
     return int(found) / 1e3
 
 
-def work(folder: str, sharded: bool) -> None:
-    """Train in one worker and print a line."""
-    states, times, peaks = [], [], []
-
-    def look(progress):
-        times.append(time.perf_counter())
-        peaks.append((memory("VmRSS"), memory("VmHWM")))
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-
-    config = RunConfig(
-        workdir=folder, global_batch_size=BATCH, train_steps=STEPS, steps_per_call=1, shard_optimizer=sharded
-    )
-    train(task_of(states), config, extra_actions=[look])
-    step, (now, peak) = np.median(np.diff(times[2:])), np.median(peaks[2:], axis=0)
-    print(
-        f"RESULT {slot_bytes(states[0]) / 1e6:.1f} {now:.0f} {peak:.0f} {step * 1e3:.0f} {memory('VmHWM'):.0f}",
-        flush=True,
-    )
+def launch(*, sharded: bool) -> list[list[float]]:
+    """Return the figures of both workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, f"{folder}/run", *(["sharded"] if sharded else [])]
+        launcher = [sys.executable, "-m", "launch.run", "--workers=2", f"--logs_dir={folder}/logs", "--"]
+        subprocess.run([*launcher, *command], stdout=subprocess.DEVNULL, check=True)
+        said = [line for path in Path(folder).rglob("attempt_0.log") for line in path.read_text().splitlines()]
+    return [[float(n) for n in line.split("FIGURES ")[1].split()] for line in said if "FIGURES " in line]
 
 
 def main() -> None:
-    """Measure in turn, or be one of the workers."""
+    """Launch both kinds in turns and print their medians."""
     if len(sys.argv) > 1:
-        return work(sys.argv[1], sys.argv[2] == "True")
-    found = {False: [], True: []}
-    for sharded in (False, True) * LAUNCHES:
-        with tempfile.TemporaryDirectory() as folder:
-            command = [
-                *("-m", "launch.run", "--workers=2", "--", sys.executable),
-                __file__,
-                f"{folder}/run",
-                str(sharded),
-            ]
-            said = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=True).stdout
-        found[sharded].extend(
-            [float(n) for n in line.split("RESULT ")[1].split()] for line in said.splitlines() if "RESULT " in line
-        )
-    print("| | slots of a replica | memory of a process between steps | its peak in a step | step | peak in a save |")
+        return work(sys.argv[1], sharded=len(sys.argv) > 2)
+    found = {"whole": [], "sharded": []}
+    for kind in (*found,) * LAUNCHES:
+        found[kind].extend(launch(sharded=kind == "sharded"))
+    print("| | slots of a replica | a process between steps | its peak in a step | its peak in a save | a step |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for sharded, rows in found.items():
-        slots, now, peak, step, save = np.median(rows, axis=0)
-        name = "sharded" if sharded else "whole"
-        print(f"| {name} | {slots:.1f} MB | {now:.0f} MB | {peak:.0f} MB | {step:.0f} ms | {save:.0f} MB |")
+    for kind, rows in found.items():
+        *megabytes, step = (sorted(column)[len(rows) // 2] for column in zip(*rows, strict=True))
+        print(f"| {kind} | {' | '.join(f'{value:,.0f} MB' for value in megabytes)} | {step:,.0f} ms |")
 
 
 if __name__ == "__main__":
