@@ -16,7 +16,10 @@ def fits(strategy: tf.distribute.Strategy) -> bool:
     """Return whether all replicas of `strategy` are CPU devices of this process, and several."""
     if not isinstance(strategy, tf.distribute.MirroredStrategy) or strategy.num_replicas_in_sync == 1:
         return False
-    return all("CPU" in device for device in strategy.extended.worker_devices)
+    extended: Any = strategy.extended
+    if extended._cross_device_ops is not extended._collective_ops:  # private; a user's own, which the preflight tests
+        return False
+    return all("CPU" in device for device in extended.worker_devices)
 
 
 def all_reduce_sum(values: Sequence[Any]) -> list[Any]:
