@@ -119,7 +119,7 @@ def test_task_args_are_the_arguments_of_make_task(tmp_path, monkeypatch):
             load_task("task_with_arguments:make_task", RunConfig(task_args=text))
         assert str(refusal.value).endswith(taken), text
     with pytest.raises(UsageError, match="task_args has layers=2, but the task takes no arguments"):
-        load_task("mnist_cnn", RunConfig(task_args="layers=2"))
+        load_task("mnist_tutorial", RunConfig(task_args="layers=2"))
 
 
 @pytest.mark.parametrize("init", ["import not_installed", "def broken(:"])
