@@ -12,8 +12,8 @@ import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled  # what enables it is public, this is not
 
 from distloop import metrics as metrics_lib
+from distloop.data import untuned
 from distloop.errors import UsageError
-from distloop.inputs import untuned
 from distloop.metrics import Metric
 from distloop.pipeline import explain
 from distloop.position import Position

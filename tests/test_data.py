@@ -6,9 +6,8 @@ import tensorflow as tf
 from tensorflow.python.data.ops import multi_device_iterator_ops
 
 from distloop.caching import in_memory
-from distloop.data import make_stream, per_replica_batches
+from distloop.data import make_stream, per_replica_batches, untuned
 from distloop.errors import UsageError
-from distloop.inputs import untuned
 from tests.streams import BATCH, STEPS, N, arrays, dataset, ids, read
 
 
