@@ -23,7 +23,7 @@ class Reduced(NamedTuple):
 @contextlib.contextmanager
 def reduction() -> Iterator[None]:
     """Let steps that are traced in here exchange nothing: each replica trains by itself."""
-    with _replaced(lambda values: values):
+    with _replaced(lambda values, **_: values):
         yield
 
 
@@ -43,7 +43,7 @@ def nothing(found: list[Reduced]) -> Iterator[None]:
     """Append to `found` what each reduction carries that is traced in here."""
     original = distloop.reduction.all_reduce_sum
 
-    def look(values: Any) -> Any:
+    def look(values: Any, **options: Any) -> Any:
         gradients_of_step = values[0] if isinstance(values, tuple) else []
         sparse = [g for g in gradients_of_step if isinstance(g, tf.IndexedSlices)]
         dense = [g for g in gradients_of_step if not isinstance(g, tf.IndexedSlices)]
@@ -51,7 +51,7 @@ def nothing(found: list[Reduced]) -> Iterator[None]:
             of_rows = [part for g in sparse for part in (g.values, g.indices)]
             rows = tuple(g.indices.shape[0] if isinstance(g, tf.IndexedSlices) else None for g in gradients_of_step)
             found.append(Reduced(_bytes(dense), _bytes(of_rows), rows))
-        return original(values)
+        return original(values, **options)
 
     with _replaced(look):
         yield

@@ -138,6 +138,8 @@ def _settings() -> dict[str, Any]:
         if setting.name not in _NOT_SETTINGS and flags.FLAGS[setting.name].value != setting.default
     }
     RunConfig(**given)
+    if given.get("jit_compile") == "auto":
+        raise UsageError("jit_compile is auto; measure both instead: --mode=ablate --vary='jit_compile=0|1'.")
     return given
 
 
@@ -161,7 +163,7 @@ def _variation(text: str) -> tuple[str, list[Any]]:
 
 
 def _value(text: str, kind: str) -> Any:
-    if text == "None" or "str" in kind:
+    if text == "None" or ("str" in kind and "bool" not in kind):
         return None if text == "None" else text
     try:
         value = ast.literal_eval(text)

@@ -16,6 +16,7 @@ from distloop import checkpoint_files
 from distloop.checkpoint_files import DamagedError, Saved
 from distloop.errors import StorageError, UsageError
 from distloop.say import say
+from distloop.sharding import ShardedSlot
 from distloop.storage import Path
 from distloop.task import State, named_variables
 
@@ -58,6 +59,9 @@ class Checkpointer:
         before it stay. `best_step` is one that is kept however old it is.
         """
         if not self.writes:
+            for variable in self.variables.values():
+                if isinstance(variable, ShardedSlot):
+                    variable.numpy()  # the worker that writes asks for this worker's pieces
             return
         began = time.perf_counter()
         self._finish_writing()

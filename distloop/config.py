@@ -11,6 +11,7 @@ from distloop.errors import UsageError, check_address
 from distloop.tasks import parse_arguments
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+WIRE_DTYPES = ("float32", "bfloat16", "float16")
 STRATEGIES = ("auto", "default", "one_device", "mirrored", "multiworker", "tpu")
 DEFAULT_EPOCHS = 5
 
@@ -107,7 +108,25 @@ class RunConfig:
     ema_momentum: float | None = _setting(
         None, "keep a moving average of the weights with this momentum, such as 0.999, and evaluate with it"
     )
-    jit_compile: bool = _setting(False, "compile forward and backward with XLA; reductions and updates stay outside")
+    shard_optimizer: bool = _setting(
+        False,
+        "each replica keeps and updates its part of the optimizer's slots only (ZeRO-1), all gather the new weights",
+        shapes_result=False,
+    )
+    bytes_per_pack: int | None = _setting(
+        None,
+        "bytes of gradients to send at a time, while the backward pass goes on; 0 for all at once "
+        "(default: by the model's size)",
+        shapes_result=False,
+    )
+    wire_dtype: str = _setting(
+        "float32", f"{', '.join(WIRE_DTYPES)}: in which gradients travel from replica to replica; all else is float32"
+    )
+    jit_compile: bool | str = _setting(
+        False,
+        "compile forward and backward with XLA; reductions and updates stay outside; auto measures at the start if it "
+        "pays",
+    )
     deterministic: bool = _setting(
         False,
         "same bits in every run on the same hardware: deterministic operations and a fixed order of sums, "
@@ -141,6 +160,15 @@ class RunConfig:
             raise UsageError(
                 f"keep_checkpoints is {self.keep_checkpoints}; expected at least 2, so that a damaged one loses little."
             )
+        if self.bytes_per_pack is not None and not (isinstance(self.bytes_per_pack, int) and self.bytes_per_pack >= 0):
+            raise UsageError(
+                f"bytes_per_pack is {self.bytes_per_pack}; expected a whole number of bytes, such as 4000000, or 0 for "
+                "one pack."
+            )
+        if self.wire_dtype not in WIRE_DTYPES:
+            raise UsageError(f"wire_dtype is {self.wire_dtype!r}; expected one of {', '.join(WIRE_DTYPES)}.")
+        if self.jit_compile not in (False, True, "auto"):
+            raise UsageError(f"jit_compile is {self.jit_compile!r}; expected True, False or auto.")
         if self.best_mode not in ("max", "min"):
             raise UsageError(f"best_mode is {self.best_mode!r}; expected max or min.")
         if not 0 <= self.seed < 2**31:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import tensorflow as tf
 
-from distloop import actions, cluster, preflight, startup, workdir
+from distloop import actions, cluster, preflight, startup, workdir, xla
 from distloop.config import RunConfig, shaping_settings
 from distloop.console import Display
 from distloop.errors import Stopped
@@ -66,6 +66,10 @@ def _train(
     preflight.check_reduction(setup.strategy, setup.workers)
     life.first_step = start_step  # before the phase, which is told at once: the supervisor counts attempts by it
     life.phase = "compile"
+    if config.jit_compile == "auto":
+        # A resumed run goes on to the same bits only as it began.
+        record["xla"] = xla.decide(setup, stream, start_step, stop, before=record.get("xla"))
+        display.line(xla.text(record["xla"]))
     call = startup.compiled(setup, setup.task.train_step, stream, first_step=start_step, training=True, stop=stop)
     life.training = call.position
     evaluate_now = evaluator(setup, life, eval_stream, stop, best_metric=config.best_metric)

@@ -29,13 +29,24 @@ def define_config_flags(but: Sequence[str] = ()) -> None:
         if setting.name in but:
             continue
         define: Callable[..., Any] = flags.DEFINE_string
-        if "bool" in str(setting.type):
+        if setting.type in ("bool | str", bool | str):
+            define = _define_on_off_auto
+        elif "bool" in str(setting.type):
             define = flags.DEFINE_boolean
         elif "int" in str(setting.type):
             define = flags.DEFINE_integer
         elif "float" in str(setting.type):
             define = flags.DEFINE_float
         _define(define, setting.name, setting.default, setting.metadata["help"])
+
+
+class _OnOffAuto(flags.BooleanParser):
+    def parse(self, argument: Any) -> Any:
+        return argument if argument == "auto" else super().parse(argument)
+
+
+def _define_on_off_auto(name: str, default: Any, help_text: str) -> None:
+    flags.DEFINE_flag(flags.Flag(_OnOffAuto(), None, name, default, help_text, boolean=True))
 
 
 def train_main() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from distloop import fused
 from distloop.backward import Gradient, LocalResult, LossFn, local_result
 from distloop.errors import UsageError
 from distloop.metrics import Metric, divide, unpack
@@ -53,8 +54,7 @@ def minimize(
     _check_call(batch, optimizer, variables, name)
     rule = rule_of(optimizer)
     scale = None if rule.loss_scale is None else rule.loss_scale.scale.read_value()
-    # Near the mean loss, which 16 bits hold better than the sum over the batch.
-    factor = None if scale is None else scale / float(batch["weight"].shape[0] or 1)
+    factor = _factor(scale, batch, rule)
     local = local_result(
         loss_fn,
         batch,
@@ -64,7 +64,7 @@ def minimize(
         micro_batches=rule.micro_batches,
         jit_compile=rule.jit_compile,
     )
-    gradients, sums, values = _reduce(local, factor)
+    gradients, sums, values = _reduce(local, factor, rule)
     wants_norm = rule.gradient_norm or rule.clip_global_norm is not None
     norm = tf.linalg.global_norm([tf.convert_to_tensor(g) for g in gradients]) if wants_norm else None
 
@@ -115,12 +115,23 @@ def _check_call(batch: Batch, optimizer: object, variables: Sequence[object], na
         )
 
 
-def _reduce(local: LocalResult, factor: tf.Tensor | None) -> tuple[list[Gradient], tf.Tensor, list[tf.Tensor]]:
+def _factor(scale: tf.Tensor | None, batch: Batch, rule: UpdateRule) -> tf.Tensor | None:
+    """Return what the summed loss is multiplied by, so that 16 bits hold its gradient: near the mean over examples."""
+    examples = float(batch["weight"].shape[0] or 1)
+    if rule.wire_dtype != "float32":  # the sum over the replicas has 16 bits, too
+        examples *= tf.distribute.get_strategy().num_replicas_in_sync
+        scale = tf.constant(1.0) if scale is None else scale
+    return None if scale is None else scale / examples
+
+
+def _reduce(
+    local: LocalResult, factor: tf.Tensor | None, rule: UpdateRule
+) -> tuple[list[Gradient], tf.Tensor, list[tf.Tensor]]:
     """Sum gradients and metric sums over all replicas and average what layers wrote, in the one reduction of a step.
 
     The gradients are divided by the global count, and by the loss scale that is in `factor`. What layers wrote becomes
     its mean over the replicas that hold examples; integers stay: seeds differ from replica to replica on purpose. The
-    first reduction of a step also carries the step's riders.
+    first reduction of a step also carries the step's riders. Only gradients may travel in 16 bits.
     """
     present = tf.cast(local.sums[1] > 0, tf.float32)  # the loss comes first in the sums: total, count
     floating = [i for i, value in enumerate(local.values) if value.dtype.is_floating]
@@ -131,7 +142,13 @@ def _reduce(local: LocalResult, factor: tf.Tensor | None) -> tuple[list[Gradient
         riders = step.riders
         step.mark_part(tf.nest.flatten(local.gradients, expand_composites=True))
     carried = tf.concat([local.sums, riders], axis=0)
-    gradients, carried, statistics, holders = all_reduce_sum((local.gradients, carried, statistics, present))
+    dtypes = [g.dtype for g in local.gradients]
+    in_16_bits = rule.wire_dtype != "float32" and tf.distribute.get_strategy().num_replicas_in_sync > 1
+    sent = [_cast(g, rule.wire_dtype) for g in local.gradients] if in_16_bits else local.gradients
+    gradients, carried, statistics, holders = all_reduce_sum(
+        (sent, carried, statistics, present), bytes_per_pack=rule.bytes_per_pack
+    )
+    gradients = [_cast(*pair) for pair in zip(gradients, dtypes, strict=True)]
     sums = carried[: local.sums.shape[0]]
     if step is not None and step.reduced_riders is None:
         step.reduced_riders = carried[local.sums.shape[0] :]
@@ -190,8 +207,9 @@ def _run_if(finite: tf.Tensor, commit: Callable[..., None], *arguments: Any) -> 
 def _apply(
     optimizer: keras.optimizers.Optimizer, gradients: Sequence[Gradient], variables: Sequence[keras.Variable]
 ) -> None:
-    # Keras would sum over replicas again; this hook is where it does (TFOptimizer, Keras 3.15; a test pins it).
-    optimizer._all_reduce_sum_gradients = _leave_as_they_are
+    # Keras would sum over replicas again; this hook is where it does (TFOptimizer, Keras 3.15; a test pins it). What
+    # it returns, Keras updates.
+    optimizer._all_reduce_sum_gradients = lambda pairs: [pair for pair in pairs if not fused.update(optimizer, *pair)]
     try:
         optimizer.apply(gradients, variables)
     except ValueError as error:
@@ -216,10 +234,6 @@ def _own_metrics(norm: tf.Tensor | None, scale: Any, finite: tf.Tensor | None) -
     return own
 
 
-def _leave_as_they_are(gradients_and_variables: Any) -> Any:
-    return gradients_and_variables
-
-
 def _sum_repeated_rows(gradient: Gradient) -> Gradient:
     """Add up the rows of a sparse gradient that have the same index; Keras's Adam would count each for itself."""
     if not isinstance(gradient, tf.IndexedSlices):
@@ -227,6 +241,12 @@ def _sum_repeated_rows(gradient: Gradient) -> Gradient:
     indices, positions = tf.unique(gradient.indices)
     values = tf.math.unsorted_segment_sum(gradient.values, positions, tf.shape(indices)[0])
     return tf.IndexedSlices(values, indices, gradient.dense_shape)
+
+
+def _cast(gradient: Gradient, dtype: tf.DType | str) -> Gradient:
+    if isinstance(gradient, tf.IndexedSlices):
+        return tf.IndexedSlices(tf.cast(gradient.values, dtype), gradient.indices, gradient.dense_shape)
+    return tf.cast(gradient, dtype)
 
 
 def _multiply(gradient: Gradient, factor: tf.Tensor) -> Gradient:

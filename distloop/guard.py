@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from distloop.errors import NotFiniteError
 from distloop.loop import Progress
+from distloop.sharding import ShardedSlot
 from distloop.task import State, named_variables
 
 MAX_SKIPPED_IN_A_ROW = 50  # at the lowest loss scale
@@ -57,6 +58,10 @@ def first_not_finite(state: State) -> str | None:
     # A variable that the user made may hold an infinity on purpose, such as the best value so far.
     plain = {name for name, part in state.parts.items() if isinstance(part, tf.Variable | keras.Variable)}
     for name, variable in named_variables(state).items():
-        if name not in plain and variable.dtype.is_floating and not tf.reduce_all(tf.math.is_finite(variable)):
+        if name not in plain and variable.dtype.is_floating and not _is_finite(variable):
             return name
     return None
+
+
+def _is_finite(variable: tf.Variable | ShardedSlot) -> bool:
+    return variable.is_finite() if isinstance(variable, ShardedSlot) else tf.reduce_all(tf.math.is_finite(variable))

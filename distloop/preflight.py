@@ -74,7 +74,7 @@ def check_reduction(strategy: tf.distribute.Strategy, workers: Cluster) -> None:
         for index, *sums in zip(*map(strategy.experimental_local_results, results), strict=True)
         if not all(np.array_equal(ours, exact) for ours, exact in zip(sums, expected, strict=True))
     ]
-    said = _from_all_workers(workers, json.dumps(wrong))
+    said = from_all_workers(workers, json.dumps(wrong))
     wrong = sorted(index for text in said for index in json.loads(text))
     if wrong:
         which = f"replica {wrong[0]}" if len(wrong) == 1 else f"replicas {', '.join(map(str, wrong))}"
@@ -94,7 +94,7 @@ def check_workers(workers: Cluster, facts: Mapping[str, object]) -> None:
     A fact is a string, a number or a dict of such (of which only what differs is told); put causes before what follows
     from them. Needs the multiworker strategy, but no collective; one worker communicates nothing.
     """
-    said = [json.loads(text) for text in _from_all_workers(workers, json.dumps(facts, default=str))]
+    said = [json.loads(text) for text in from_all_workers(workers, json.dumps(facts, default=str))]
     for name in dict.fromkeys(name for fact in said for name in fact):
         differing = [worker for worker, fact in enumerate(said) if fact.get(name) != said[0].get(name)]
         if differing:
@@ -140,7 +140,7 @@ def _difference(theirs: object, first: object) -> tuple[str, str]:
     return one, other
 
 
-def _from_all_workers(workers: Cluster, text: str) -> list[str]:
+def from_all_workers(workers: Cluster, text: str) -> list[str]:
     """Return what each worker said, in worker order. Waits for all of them."""
     if workers.num_workers == 1:
         return [text]

@@ -44,3 +44,6 @@ def _make_logical_cpus(count: int) -> None:
     present = tf.config.get_logical_device_configuration(cpu) or [None]
     if len(present) < count:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+        if count >= (os.cpu_count() or 1) > 1:
+            # The replicas keep all cores busy; a kernel that shares itself out would wait for threads that others hold.
+            tf.config.threading.set_intra_op_parallelism_threads(1)

@@ -78,7 +78,7 @@ def set_up(
         state = task.build()
     if not isinstance(state, State):
         raise UsageError(f"the task's build returned {type(state).__name__}; expected a distloop.State.")
-    check_layers(state, replicas=strategy.num_replicas_in_sync, jit_compile=config.jit_compile)
+    check_layers(state, replicas=strategy.num_replicas_in_sync, jit_compile=config.jit_compile is True)
     with strategy.scope():
         prepare(state, config)
     checkpointer = Checkpointer(folder / "checkpoints", state, writes=workers.is_chief, keep=config.keep_checkpoints)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from tensorflow.python.distribute.collective_all_reduce_strategy import Collecti
 
 from distloop.cluster import Cluster
 from distloop.errors import UsageError
+
+_LANES = 4  # collectives of a device that are under way at once
 
 
 def choose(name: str, *, cluster: Cluster, replicas: int | None) -> str:
@@ -85,8 +88,14 @@ def _multiworker(cluster: Cluster, replicas: int | None) -> tf.distribute.Strate
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=implementation.NCCL if gpus else implementation.RING
     )
-    with contextlib.nullcontext() if gpus else _taking_cpus(replicas or 1):
+    if gpus:
         return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    # A thread that computes serves no other worker, and with one thread nothing leaves before the backward pass ends.
+    tf.config.threading.set_inter_op_parallelism_threads(max(2, len(os.sched_getaffinity(0))))
+    with _taking_cpus(replicas or 1):
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    _open_lanes(strategy)
+    return strategy
 
 
 @contextlib.contextmanager
@@ -107,6 +116,19 @@ def _taking_cpus(count: int) -> Iterator[None]:
         yield
     finally:
         extended._initialize_local_devices = original
+
+
+def _open_lanes(strategy: tf.distribute.Strategy) -> None:
+    """Let some collectives of a device be under way at once, so that one sends while another adds up.
+
+    TensorFlow runs those with one ordering token one after the other, as NCCL needs it; CPUs tell them apart by their
+    keys. Each collective that is traced takes the next of a few tokens. The launchers are private; a test pins them.
+    """
+    for launcher in strategy.extended._cross_device_ops._launchers:
+        with tf.device(launcher._device):
+            launcher._lanes = [tf.Variable(tf.constant(0.0), trainable=False) for _ in range(_LANES)]
+        tokens = itertools.cycle([lane.handle for lane in launcher._lanes])
+        launcher._get_ordering_token = functools.partial(next, tokens)
 
 
 def _tpu_is_here() -> bool:

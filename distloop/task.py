@@ -12,9 +12,10 @@ from distloop.config import RunConfig
 from distloop.errors import UsageError
 from distloop.metrics import Metric
 from distloop.pipeline import Batch, Source
+from distloop.sharding import ShardedSlot
 from distloop.tasks import arguments_for, find
 
-_OWN_NAMES = ("step", "parts", "added", "averages")
+_OWN_NAMES = ("step", "parts", "added", "averages", "sharded")
 StepFn = Callable[["State", Batch], Mapping[str, Metric]]
 
 
@@ -26,7 +27,8 @@ class State:
 
     Make it inside `Task.build`. An optimizer that is not built yet is built over the only model's weights. `step` is an
     int64 `tf.Variable`. `added` holds the variables that the run's settings need, by name; `averages`, the moving
-    averages of weights, as pairs (variable, average) by id of the variable.
+    averages of weights, as pairs (variable, average) by id of the variable; `sharded`, the slots that are shared out
+    over the replicas, by id of the optimizer's variable.
     """
 
     def __init__(self, **parts: Any) -> None:
@@ -57,6 +59,7 @@ class State:
         self.parts = parts
         self.added: dict[str, tf.Variable] = {}
         self.averages: dict[int, tuple[keras.Variable, tf.Variable]] = {}
+        self.sharded: dict[int, ShardedSlot] = {}
         self.step = tf.Variable(tf.constant(0, tf.int64), trainable=False, name="step")
 
     def __getattr__(self, name: str) -> Any:
@@ -68,7 +71,7 @@ class State:
 
 def _check_scope(parts: Mapping[str, Any]) -> None:
     strategy = tf.distribute.get_strategy()
-    for name, variable in _variables_of(parts).items():
+    for name, variable in _variables_of(parts, {}).items():
         if not strategy.extended.variable_created_in_scope(variable):
             raise UsageError(
                 f"the variable {name!r} was not made in the strategy's scope, so that replicas would not share it; "
@@ -98,12 +101,15 @@ class Task:
             raise UsageError("the task has one of eval_step and eval_data; give it both to evaluate, or none.")
 
 
-def named_variables(state: State) -> dict[str, tf.Variable]:
-    """Return every variable of `state` by a name that is the same in every run of the same code."""
-    return {"step": state.step, **state.added, **_variables_of(state.parts)}
+def named_variables(state: State) -> dict[str, Any]:
+    """Return every variable of `state` by a name that is the same in every run of the same code.
+
+    Each is a tf.Variable, or a ShardedSlot that stands for one.
+    """
+    return {"step": state.step, **state.added, **_variables_of(state.parts, state.sharded)}
 
 
-def _variables_of(parts: Mapping[str, Any]) -> dict[str, tf.Variable]:
+def _variables_of(parts: Mapping[str, Any], sharded: Mapping[int, ShardedSlot]) -> dict[str, Any]:
     variables: dict[str, Any] = {}
     for part_name, part in parts.items():
         if isinstance(part, tf.Variable | keras.Variable):
@@ -118,7 +124,7 @@ def _variables_of(parts: Mapping[str, Any]) -> dict[str, tf.Variable]:
             if name in variables:
                 raise UsageError(f"two variables are named {name!r}; give the layers of {part_name!r} different names.")
             variables[name] = variable
-    return {name: v.value if isinstance(v, keras.Variable) else v for name, v in variables.items()}
+    return {name: sharded.get(id(v), v.value) if isinstance(v, keras.Variable) else v for name, v in variables.items()}
 
 
 def check_layers(state: State, *, replicas: int, jit_compile: bool) -> None:

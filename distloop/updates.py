@@ -13,6 +13,7 @@ import tensorflow as tf
 from distloop.config import RunConfig
 from distloop.errors import UsageError
 from distloop.precision import LossScale, Scaling
+from distloop.sharding import shard
 from distloop.task import State
 
 # What Keras optimizers decide on the gradients of one replica, and distloop on the reduced ones.
@@ -36,6 +37,8 @@ class UpdateRule:
     gradient_norm: bool = False
     micro_batches: int = 1
     jit_compile: bool = False
+    bytes_per_pack: int | None = None
+    wire_dtype: str = "float32"  # in which gradients travel from replica to replica
     loss_scale: LossScale | None = None
     ema_momentum: float = 0.0
     averages: Mapping[int, tf.Variable] = field(default_factory=dict)  # by id of the variable
@@ -82,17 +85,25 @@ def prepare(state: State, config: RunConfig) -> None:
                 average = tf.Variable(variable.value, trainable=False)
                 state.averages[id(variable)] = (variable, average)
                 state.added[f"average/{name}/{variable.path}"] = average
+        if config.shard_optimizer:
+            state.sharded |= shard(optimizer)
         loss_scale = None
         if config.precision == "mixed_float16":
             loss_scale = LossScale(_scaling(config))
             state.added |= {f"loss_scale/{name}/{key}": value for key, value in loss_scale.variables.items()}
+        if config.wire_dtype != "float32" and isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy):
+            raise UsageError(
+                f"wire_dtype is {config.wire_dtype}, but strategy is tpu, for which it was not made; drop one."
+            )
         rule = UpdateRule(
             clip_global_norm=config.clip_global_norm,
             clip_norm=config.clip_norm,
             clip_value=config.clip_value,
             gradient_norm=config.gradient_norm,
             micro_batches=config.micro_batches,
-            jit_compile=config.jit_compile,
+            jit_compile=config.jit_compile is True,  # auto has not decided yet
+            bytes_per_pack=config.bytes_per_pack,
+            wire_dtype=config.wire_dtype,
             loss_scale=loss_scale,
             ema_momentum=config.ema_momentum or 0.0,
             averages={key: average for key, (_, average) in state.averages.items()},

@@ -11,7 +11,15 @@ import tensorflow as tf
 
 from distloop import RunConfig, train
 from distloop.cluster import from_tf_config
+from distloop.sharding import ShardedSlot
 from distloop.task import load_task, named_variables
+
+
+def on_local_replicas(variable):
+    """Return what each replica of this process holds of a variable; of a slot that is shared out, the whole."""
+    if isinstance(variable, ShardedSlot):
+        return [variable.numpy()] * len(variable.local_pieces)
+    return [tf.convert_to_tensor(local).numpy() for local in getattr(variable, "values", [variable])]
 
 
 def main() -> None:
@@ -41,8 +49,8 @@ def main() -> None:
     summary = train(watched, config)
     arrays = {}
     for name, variable in named_variables(state).items():
-        for replica, local in enumerate(getattr(variable, "values", [variable])):
-            arrays[f"{replica}:{name}"] = tf.convert_to_tensor(local).numpy()
+        for replica, value in enumerate(on_local_replicas(variable)):
+            arrays[f"{replica}:{name}"] = value
     worker = from_tf_config(os.environ.get("TF_CONFIG")).index
     np.savez(f"{out}.worker{worker}.npz", **arrays)
     facts = {"summary": summary, "traced": traced, "replicas": len({name.split(":")[0] for name in arrays})}

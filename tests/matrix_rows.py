@@ -229,10 +229,18 @@ ROWS = {
     "nested, subclassed, shared, frozen": Row(lambda: regression(Nested)),
     "EMA": Row(regression, dict(ema_momentum=0.9)),
     "learning-rate schedule": Row(lambda: regression(make_optimizer=schedule)),
+    "sharded slots": Row(
+        lambda: sequences(lambda: [keras.layers.Embedding(12, 8), dense(7)]),
+        dict(shard_optimizer=True, clip_global_norm=0.5, micro_batches=2, ema_momentum=0.9),
+    ),
+    "sharded slots, GAN": Row(gan, dict(shard_optimizer=True)),
     "GAN, two optimizers": Row(gan),
     "one model, two optimizers": Row(two_optimizers),
     "mixed_bfloat16": Row(regression, dict(precision="mixed_bfloat16", gradient_norm=True), epsilon=2.0**-8),
     "mixed_float16": Row(regression, dict(precision="mixed_float16", gradient_norm=True), epsilon=2.0**-11),
+    "a pack a gradient": Row(regression, dict(bytes_per_pack=1)),
+    "bfloat16 wire": Row(regression, dict(wire_dtype="bfloat16", gradient_norm=True), epsilon=2.0**-8),
+    "float16 wire": Row(regression, dict(wire_dtype="float16", gradient_norm=True), epsilon=2.0**-11),
     "jit_compile": Row(regression, dict(jit_compile=True)),
 }
 

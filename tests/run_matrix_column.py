@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 
 from distloop import train
 from distloop.cluster import from_tf_config
 from distloop.task import named_variables
+from tests.dump_replicas import on_local_replicas
 from tests.matrix_rows import ROWS, run_config
 
 
@@ -36,8 +36,8 @@ def main() -> None:
         train(watched, config, extra_actions=[lambda progress, logged=logged: logged.append(progress.metrics)])
         arrays = {**start, **{f"metric:{key}": np.array([line[key] for line in logged]) for key in logged[0]}}
         for variable_name, variable in named_variables(states[0]).items():
-            for replica, local in enumerate(getattr(variable, "values", [variable])):
-                arrays[f"{replica}:{variable_name}"] = tf.convert_to_tensor(local).numpy()
+            for replica, value in enumerate(on_local_replicas(variable)):
+                arrays[f"{replica}:{variable_name}"] = value
         np.savez(folder / f"{number}.worker{worker}.npz", **arrays)
 
 

@@ -26,7 +26,13 @@ def _compiled(strategy, step):
 
 def run_step(strategy, step, batch):
     """Run `step(batch)` once on every replica; return each one's metrics, {name: [parts]}."""
-    out = _compiled(strategy, step)(_distributed(strategy, batch))
+    return run_steps(strategy, step, [batch])
+
+
+def run_steps(strategy, step, batches):
+    """Run `step(batch)` for each batch, traced once; return what `run_step` does, of the last."""
+    compiled = _compiled(strategy, step)
+    *_, out = [compiled(_distributed(strategy, batch)) for batch in batches]
     replicas = range(len(strategy.extended.worker_devices) if strategy.num_replicas_in_sync > 1 else 1)
     return [
         {
@@ -37,9 +43,13 @@ def run_step(strategy, step, batch):
     ]
 
 
-def collectives(strategy, step, batch):
-    """Return the collective operations of the compiled step, over all local replicas."""
-    traced = _compiled(strategy, step).get_concrete_function(_distributed(strategy, batch))
-    graph = traced.graph.as_graph_def()
-    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    return [node.op for node in nodes if "Collective" in node.op or "Nccl" in node.op]
+def exchanges(strategy, step, batch):
+    """Return the operations of the compiled step that meet several replicas: collectives, or one process's own sums."""
+    return exchanges_of(_compiled(strategy, step), _distributed(strategy, batch))
+
+
+def exchanges_of(function, *arguments):
+    """Return the operations of a `tf.function` that meet several replicas."""
+    graph = function.get_concrete_function(*arguments).graph.as_graph_def()
+    nodes = [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+    return [n.op for n in nodes if "Collective" in n.op or "Nccl" in n.op or "sum_of_replicas" in n.name.split("/")[-1]]

@@ -55,9 +55,12 @@ FLOORS = {
     "launcher.data_service": 0,
     "runtime": 1,
     "strategies": 1,
+    "local_reduction": 0.4,
     "reduction": 0.5,
+    "fused": 1,
     "metrics": 1,
     "position": 1,
+    "sharding": 1.5,
     "lifecycle": 1.5,
     "checkpoint_files": 1,
     "writers": 1,
@@ -87,6 +90,7 @@ FLOORS = {
     "guard": 4.5,
     "startup": 4.5,
     "evaluation": 4.8,
+    "xla": 4.8,
     "experiment": 5,
     "serving": 5,
     "flags": 6,
@@ -208,7 +212,8 @@ def test_flags_are_frozen():
         *("keep_checkpoints", "best_metric", "best_mode", "init_from", "seed", "learning_rate"),
         *("precision", "loss_scale", "initial_loss_scale", "loss_scale_growth_steps", "loss_scale_growth_factor"),
         *("loss_scale_backoff_factor", "min_loss_scale", "clip_global_norm", "clip_norm", "clip_value"),
-        *("gradient_norm", "micro_batches", "ema_momentum", "jit_compile", "deterministic"),
+        *("gradient_norm", "micro_batches", "ema_momentum", "shard_optimizer", "bytes_per_pack", "wire_dtype"),
+        *("jit_compile", "deterministic"),
     ]
 
 

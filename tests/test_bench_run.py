@@ -54,6 +54,7 @@ def test_a_step_is_measured_split_and_judged_and_everything_is_on_record(tmp_pat
         (["--workers=nan"], "workers has 'nan'; expected a number."),
         (["--mode=ablate", "--vary=seed=1", "--vary=seed=2"], "vary names a setting twice (seed=1, seed=2)"),
         (["--mode=comm"], "comm measures what replicas exchange, and there is one; give --replicas or --workers."),
+        (["--jit_compile=auto"], "jit_compile is auto; measure both instead: --mode=ablate --vary='jit_compile=0|1'."),
         (["--mode=ablate"], "ablate varies nothing; expected --vary such as --vary='jit_compile=0|1'."),
         (["--mode=ablate", "--vary=colour=1|2"], "vary is 'colour=1|2'; expected SETTING=VALUE|VALUE with one of"),
         (

@@ -64,6 +64,9 @@ def test_one_entry_that_is_not_finite_is_seen_in_dense_and_sparse_gradients(bad)
         (dict(loss_scale_growth_steps=0), "loss_scale_growth_steps is 0; expected a whole number of at least 1"),
         (dict(clip_global_norm=0.0), "clip_global_norm is 0.0; expected a number above 0"),
         (dict(micro_batches=0), "micro_batches is 0; expected a whole number"),
+        (dict(bytes_per_pack=-1), "bytes_per_pack is -1; expected a whole number of bytes, such as 4000000, or 0"),
+        (dict(jit_compile="maybe"), "jit_compile is 'maybe'; expected True, False or auto"),
+        (dict(wire_dtype="int8"), "wire_dtype is 'int8'; expected one of float32, bfloat16, float16"),
         (dict(ema_momentum=1.0), "ema_momentum is 1.0; expected a number from 0 to below 1"),
     ],
 )

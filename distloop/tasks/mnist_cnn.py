@@ -15,16 +15,19 @@ from distloop import Metric, RunConfig, State, Task, in_memory, load_tfds, mean,
 Batch = dict[str, tf.Tensor]
 
 
-def make_task(config: RunConfig) -> Task:
-    """Classify the images of `config.dataset` (28x28x1 for mnist) with Adam at `config.learning_rate`."""
+def make_task(config: RunConfig, *, filters: int = 32, strides: int = 1, hidden: int = 128) -> Task:
+    """Classify the images of `config.dataset` (28x28x1 for mnist) with Adam at `config.learning_rate`.
+
+    `filters=8,strides=4,hidden=0`, without the hidden layer, is about as small as a convolutional network can be.
+    """
 
     def build() -> State:
         model = keras.Sequential(
             [
                 keras.Input((28, 28, 1)),
-                keras.layers.Conv2D(32, 3, activation="relu"),
+                keras.layers.Conv2D(filters, 3, strides, activation="relu"),
                 keras.layers.Flatten(),
-                keras.layers.Dense(128, activation="relu"),
+                *([keras.layers.Dense(hidden, activation="relu")] if hidden else []),
                 keras.layers.Dense(10),
             ]
         )
