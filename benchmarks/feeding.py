@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, final
 
 import tensorflow as tf
 
-from distloop import startup
+from distloop import inputs, startup
 from distloop.data import Stream, endless, per_replica_batches
 from distloop.task import Batch
 
@@ -40,17 +41,28 @@ class Resident:
 def dataset(setup: startup.Setup, stream: Stream, mode: str) -> Any:
     """Return what the steps of `mode` read, for `compile_steps`."""
     strategy = setup.strategy
-    if mode in ("h2d", "input"):
-
-        def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            batches = per_replica_batches(stream, context, first_step=0)
-            # As many as a worker has replicas: so each gets one of its own again and again.
-            local = context.num_replicas_in_sync // context.num_input_pipelines
-            return batches if mode == "input" else endless(batches.take(local).cache().repeat())
-
-        return strategy.distribute_datasets_from_function(of_worker)
+    if mode == "input":
+        return inputs.distributed(strategy, stream, first_step=0)
+    if mode == "h2d":
+        return (
+            inputs.together(strategy, partial(_one_step, stream, together=True))
+            if inputs.on_the_host(strategy)
+            else for_peers(setup, stream)
+        )
     context = tf.distribute.InputContext(setup.workers.num_workers, setup.workers.index, strategy.num_replicas_in_sync)
     return Resident(strategy, per_replica_batches(stream, context, first_step=0))
+
+
+def for_peers(setup: startup.Setup, stream: Stream) -> Any:
+    """Return the batches of one step, again and again, from the host, as the guide of `tf.distribute` has it."""
+    return setup.strategy.distribute_datasets_from_function(partial(_one_step, stream, together=False))
+
+
+def _one_step(stream: Stream, context: tf.distribute.InputContext, *, together: bool) -> tf.data.Dataset:
+    batches = per_replica_batches(stream, context, first_step=0, together=together)
+    # As many as a worker has replicas: so each gets one of its own again and again.
+    local = context.num_replicas_in_sync // context.num_input_pipelines
+    return endless(batches.take(1 if together else local).cache().repeat())
 
 
 def without_epochs(stream: Stream) -> Stream:

@@ -127,7 +127,7 @@ def started(
         trains = case.mode in ("step", "h2d", "startup")
         yield caller(steps, stream), flops.per_example(steps, case.global_batch // case.workers) if trains else None
         return
-    with peers.started(case.peer, setup, feeding.dataset(setup, stream, case.mode)) as train:
+    with peers.started(case.peer, setup, feeding.for_peers(setup, stream)) as train:
 
         def call(num_steps: int) -> Called:
             began = time.perf_counter()

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from benchmarks.peer_step import take_mean_loss, training
 from benchmarks.timing import Train
-from distloop.data import untuned
+from distloop.inputs import untuned
 from distloop.startup import Setup
 
 

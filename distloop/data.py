@@ -4,15 +4,13 @@ Step s of the run takes the same global batch on every strategy: its examples ar
 last batch of an epoch is filled up with its own examples in turn, with weight 0, so every batch has one shape.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.data.ops import multi_device_iterator_ops
 
 from distloop.pipeline import Batch, Pipeline, Source, as_pipeline
 from distloop.records import Records, reader
@@ -67,37 +65,22 @@ class _Share(NamedTuple):
     local: int  # and how many it has
 
 
-@contextlib.contextmanager
-def untuned() -> Iterator[None]:
-    """Let the iterators over several devices that are made here have no tuning thread.
-
-    tf.data's thread sleeps for up to a minute and is not woken when the iterator ends (TensorFlow 2.21), so that a run
-    on several replicas would end as late; `tf.distribute` offers no option for its iterators. The function is private.
-    """
-    original = multi_device_iterator_ops._create_device_dataset
-
-    def create(*arguments: Any) -> Any:
-        return original(*arguments).with_options(_untuned_options())
-
-    multi_device_iterator_ops._create_device_dataset = create
-    try:
-        yield
-    finally:
-        multi_device_iterator_ops._create_device_dataset = original
-
-
-def _untuned_options() -> tf.data.Options:
+def untuned_options() -> tf.data.Options:
+    """Return options without a tuning thread, which would outlive the iterator by up to a minute."""
     options = tf.data.Options()
     options.autotune.enabled = False
     return options
 
 
 @tf.autograph.experimental.do_not_convert  # steps are plain Python too, and converting takes a part of the start
-def per_replica_batches(stream: Stream, context: tf.distribute.InputContext, *, first_step: int) -> tf.data.Dataset:
+def per_replica_batches(
+    stream: Stream, context: tf.distribute.InputContext, *, first_step: int, together: bool = False
+) -> tf.data.Dataset:
     """Return one worker's endless dataset from `first_step` on: for each step, one batch for each of its replicas.
 
-    Elements are dicts of `[global_batch / replicas, ...]` with `"weight"` float32. Arrays and records are read by
-    index: each worker reads its share. A `tf.data` source is read by every worker, which decodes its share.
+    Elements are dicts of `[global_batch / replicas, ...]` with `"weight"` float32, or with `together` a tuple of these
+    for each step. Arrays and records are read by index: each worker reads its share. A `tf.data` source is read by
+    every worker, which decodes its share.
     """
     share = _share(stream, context)
     first_epoch, first_step_in_epoch = divmod(first_step, stream.steps_per_epoch)
@@ -110,21 +93,29 @@ def per_replica_batches(stream: Stream, context: tf.distribute.InputContext, *, 
         return tf.data.Dataset.range(first_epoch, tf.int64.max).flat_map(share_of)
 
     if isinstance(stream.pipeline.base, tf.data.Dataset):
-        dataset = _read_in_turn(stream, stream.pipeline.base, share, epochs)
+        dataset = _read_in_turn(stream, stream.pipeline.base, share, epochs, together=together)
     else:
+        fetch = _fetcher(stream.pipeline)
 
         def rows_of_epoch(seed: tf.Tensor | None, skipped: tf.Tensor) -> tf.data.Dataset:
             rows: Any = _rows(stream, share, seed)
             return tf.data.Dataset.from_tensor_slices(rows).skip(skipped * share.local)
 
         rows = epochs(rows_of_epoch)
-        dataset = rows.map(_fetcher(stream.pipeline), **_PARALLEL)
+        if together:
+
+            def fetch_all(rows: Batch) -> tuple[Batch, ...]:
+                return tuple(fetch({k: v[i] for k, v in rows.items()}) for i in range(share.local))
+
+            dataset = rows.batch(share.local).map(fetch_all, **_PARALLEL)
+        else:
+            dataset = rows.map(fetch, **_PARALLEL)
     return endless(dataset)
 
 
 def endless(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Return the batches of a worker as `tf.distribute` should read them: ahead of the step, in order, and endless."""
-    options = _untuned_options()  # parallel maps then use all cores
+    options = untuned_options()  # parallel maps then use all cores
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     # Known to be endless: the compiled loop then needs no branch for an exhausted iterator.
@@ -223,7 +214,7 @@ def _mapped(array: np.memmap, rows: tf.Tensor) -> tf.Tensor:
 
 
 def _read_in_turn(
-    stream: Stream, source: tf.data.Dataset, share: _Share, epochs: Callable[..., Any]
+    stream: Stream, source: tf.data.Dataset, share: _Share, epochs: Callable[..., Any], *, together: bool
 ) -> tf.data.Dataset:
     """Return a worker's batches of a dataset: all of its elements are read and shuffled, the share is decoded."""
     size, pipeline = stream.global_batch_size, stream.pipeline
@@ -252,11 +243,24 @@ def _read_in_turn(
         return weight, pipeline.example(element, tf.stack([key, row]))
 
     elements = epochs(share_of_epoch)
+    size = share.size * (share.local if together else 1)
     if pipeline.changes_examples:
-        batches = elements.map(decode, **_PARALLEL).batch(share.size, drop_remainder=True)
+        batches = elements.map(decode, **_PARALLEL).batch(size, drop_remainder=True)
     else:
-        batches = elements.batch(share.size, drop_remainder=True).map(lambda weight, _, numbered: (weight, numbered[1]))
-    return batches.map(lambda weight, examples: _with_weight(pipeline.batch(examples), weight), **_PARALLEL)
+        batches = elements.batch(size, drop_remainder=True).map(lambda weight, _, numbered: (weight, numbered[1]))
+
+    def batch(weight: tf.Tensor, examples: Batch) -> Batch:
+        return _with_weight(pipeline.batch(examples), weight)
+
+    if together:
+        return batches.map(lambda *all_parts: tuple(batch(*own) for own in _cut(all_parts, share)), **_PARALLEL)
+    return batches.map(batch, **_PARALLEL)
+
+
+def _cut(values: Any, share: _Share) -> list[Any]:
+    """Return for each replica of a worker its part of a structure of tensors, along axis 0."""
+    cuts = [slice(i * share.size, (i + 1) * share.size) for i in range(share.local)]
+    return [tf.nest.map_structure(lambda value, cut=cut: value[cut], values) for cut in cuts]
 
 
 def _key(seed: tf.Tensor | None) -> tf.Tensor:

@@ -1,16 +1,15 @@
 """How a run gets ready: strategy, task, state, streams and compiled steps, in the only order that works."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from distloop import preflight, runtime, strategies
+from distloop import inputs, preflight, runtime, strategies
 from distloop.checkpoint import Checkpointer
 from distloop.cluster import Cluster
 from distloop.config import RunConfig
-from distloop.data import Stream, describe, make_stream, per_replica_batches
+from distloop.data import Stream, describe, make_stream
 from distloop.errors import UsageError
 from distloop.finetune import Loaded
 from distloop.rehearsal import with_fault
@@ -127,10 +126,12 @@ def compiled(
 ) -> CompiledSteps:
     """Trace the steps over `stream` from `first_step` on; see `compile_steps`. Evaluations need no data service."""
     service = setup.config.data_service if training else None
-    make = per_replica_batches if service is None else partial(batches_from_service, address=service)
-    dataset = setup.strategy.distribute_datasets_from_function(
-        lambda context: make(stream, context, first_step=first_step)
-    )
+    if service is None:
+        dataset = inputs.distributed(setup.strategy, stream, first_step=first_step)
+    else:
+        dataset = setup.strategy.distribute_datasets_from_function(
+            lambda context: batches_from_service(stream, context, address=service, first_step=first_step)
+        )
     return compile_steps(setup.strategy, step_fn, setup.state, dataset, training=training, stop=stop)
 
 

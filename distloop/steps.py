@@ -12,8 +12,8 @@ import tensorflow as tf
 from tensorflow.python.framework.config import is_op_determinism_enabled  # what enables it is public, this is not
 
 from distloop import metrics as metrics_lib
-from distloop.data import untuned
 from distloop.errors import UsageError
+from distloop.inputs import next_batch, untuned
 from distloop.metrics import Metric
 from distloop.pipeline import explain
 from distloop.position import Position
@@ -42,7 +42,7 @@ class CompiledSteps:
     position: Position
     traced: Any  # the concrete function of a call: one loop, whose body is a step of all local replicas
     _call: Any
-    _iterator: Iterator[Batch]
+    _iterator: Iterator[Any]
 
     def __call__(self, num_steps: int) -> CallResult:
         """Run `num_steps` steps. Every worker must make the same calls. Waits for the result (device sync)."""
@@ -94,11 +94,11 @@ def compile_steps(
 
     replica_step = partial(_replica_step, step_fn, state, metrics, position, training=training)
 
-    def call(iterator: Iterator[Batch], num_steps: tf.Tensor) -> Any:
+    def call(iterator: Iterator[Any], num_steps: tf.Tensor) -> Any:
         def one_step(
             index: tf.Tensor, sums: tf.Tensor, rows: tf.TensorArray, first_bad: tf.Tensor, total: tf.Tensor
         ) -> Any:
-            batch, waited = _next(iterator, position)
+            batch, waited = _next(strategy, iterator, position)
             results = strategy.run(replica_step, args=(batch, tf.stack([stop.read_value(), waited])))
             if training:
                 state.step.assign_add(1)
@@ -186,7 +186,7 @@ def held(strategy: tf.distribute.Strategy, state: State) -> Callable[[], None]:
     return put_back
 
 
-def _next(iterator: Iterator[Batch], position: Position) -> tuple[Batch, tf.Tensor]:
+def _next(strategy: tf.distribute.Strategy, iterator: Iterator[Any], position: Position) -> tuple[Batch, tf.Tensor]:
     """Return the next batch of each local replica, and the seconds that it took to come, float32.
 
     NaN with `--deterministic`, under which TensorFlow refuses to look at the clock.
@@ -194,7 +194,7 @@ def _next(iterator: Iterator[Batch], position: Position) -> tuple[Batch, tf.Tens
     measured = not is_op_determinism_enabled()
     began = tf.timestamp() if measured else tf.constant(np.nan, tf.float64)
     with tf.control_dependencies([began, position.mark()]):
-        batch = next(iterator)
+        batch = next_batch(strategy, iterator)
     parts = tf.nest.flatten(batch, expand_composites=True)
     with tf.control_dependencies([position.mark(after=parts)]):
         return batch, tf.cast((tf.timestamp() if measured else began) - began, tf.float32)

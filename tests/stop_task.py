@@ -7,6 +7,7 @@ STOP_WHOM="supervisor" sends it to the parent process instead, "group" to that o
 import dataclasses
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import tensorflow as tf
 from distloop import State
 from distloop.cluster import from_tf_config
 from tests import toy
+
+_asked = threading.Event()
 
 
 def _stop_here(moment, step):
@@ -31,13 +34,19 @@ def _stop_here(moment, step):
     workers = Path(f"/proc/{parent}/task/{parent}/children").read_text().split() if whom == "group" else []
     for pid in {"self": [os.getpid()], "supervisor": [parent], "group": [parent, *map(int, workers)]}[whom]:
         os.kill(pid, signal.SIGTERM)
+    _asked.set()
     return True
 
 
 def _signal_in_graph(moment, step):
     """Return 0 after calling `_stop_here` when the compiled step runs."""
+    chosen, _, rest = os.environ.get("STOP", "").partition(":")
+    at, _, worker = rest.partition(":")
+    asked_by_a_save = chosen == "save" and worker == str(from_tf_config(os.environ.get("TF_CONFIG")).index)
 
     def call(step):
+        if asked_by_a_save and moment == "step" and step == int(at):
+            _asked.wait(60)  # a save in the background may take as long as all steps that are left
         if _stop_here(moment, step):
             time.sleep(0.3)  # a slow step: the signal is heard within it
         return np.float32(0)

@@ -74,6 +74,7 @@ FLOORS = {
     "precision": 2,
     "sources": 2,
     "data": 2.2,
+    "inputs": 2.3,
     "caching": 2.2,
     "datasets": 2.2,
     "backward": 2.2,

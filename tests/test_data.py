@@ -6,8 +6,9 @@ import tensorflow as tf
 from tensorflow.python.data.ops import multi_device_iterator_ops
 
 from distloop.caching import in_memory
-from distloop.data import make_stream, per_replica_batches, untuned
+from distloop.data import make_stream, per_replica_batches
 from distloop.errors import UsageError
+from distloop.inputs import untuned
 from tests.streams import BATCH, STEPS, N, arrays, dataset, ids, read
 
 

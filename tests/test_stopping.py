@@ -67,6 +67,12 @@ def test_a_stop_at_any_moment_is_agreed_and_the_resumed_run_is_the_one_nobody_st
     assert without_timing(tmp_path / "run") == without_timing(whole(workers))
 
 
+def test_a_run_on_several_replicas_ends_while_its_pipeline_is_in_a_python_function(tmp_path):
+    mirrored = [*RUN, "--strategy=mirrored", "--replicas=2", f"--workdir={tmp_path / 'run'}"]
+    code, out, err = harness.run(*mirrored, limit_secs=60, STOP="input:7:0")
+    assert code == 143, out + err
+
+
 def started(folder, *flags):
     """Start a long run and return its process once it has trained a step."""
     process = harness.start(

@@ -5,7 +5,8 @@ import numpy as np
 import tensorflow as tf
 
 from distloop import RunConfig, State, Task, mean, minimize
-from distloop.data import make_stream, per_replica_batches
+from distloop.data import make_stream
+from distloop.inputs import distributed
 from distloop.steps import compile_steps
 from distloop.task import named_variables
 from distloop.updates import prepare
@@ -49,8 +50,6 @@ def compiled(strategy, task, *, batch_size=4, training=True):
     stream = make_stream(
         task.train_data(), name="train_data", global_batch_size=batch_size, seed=0 if training else None
     )
-    dataset = strategy.distribute_datasets_from_function(
-        lambda context: per_replica_batches(stream, context, first_step=0)
-    )
+    dataset = distributed(strategy, stream, first_step=0)
     step = task.train_step if training else task.eval_step
     return state, stream, compile_steps(strategy, step, state, dataset, training=training, stop=tf.Variable(0.0))
