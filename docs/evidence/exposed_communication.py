@@ -8,6 +8,7 @@ processes and take turns; medians, with the least and the most.
 
 import json
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-PORT, ROUNDS, STEPS = 12345, 3, 2
+PORT, ROUNDS = 12345, 7
 NOTHING, DEFAULT = "nothing exchanged", "one pack"
 KINDS: dict[str, dict[str, Any]] = {
     NOTHING: {},
@@ -87,15 +88,16 @@ def worker(model: str, batch: str, kinds: list[str]) -> None:
                 calls[name] = compile_steps(
                     setup.strategy, task.train_step, setup.state, batches, training=True, stop=stop
                 )
-            calls[name](1)
         seconds: dict[str, list[float]] = {name: [] for name in kinds}
-        for _ in range(ROUNDS):
-            for name, call in calls.items():
+        order = random.Random(0)  # the same on both, another in each round
+        for round_number in range(1 + ROUNDS):
+            for name in order.sample(kinds, len(kinds)):
                 agreed(0.0)  # both begin together
                 began = time.perf_counter()
-                call(STEPS)
+                calls[name](1)
                 agreed(0.0)
-                seconds[name].append((time.perf_counter() - began) / STEPS)
+                if round_number:  # the first warms up
+                    seconds[name].append(time.perf_counter() - began)
         life.leave_together()
     if workers.is_chief:
         print(json.dumps(seconds))
