@@ -58,27 +58,31 @@ def load(path: str) -> Run:
     """Read a run. Raises UsageError if it has a case twice."""
     found = records.read([Path(path)])
     by_key: dict[str, Record] = {}
-    windows: dict[str, list[Record]] = {}
     for record in found:
-        if record["kind"] == "window":
-            windows.setdefault(record["launch"], []).append(record)
         if record["kind"] == "result":
             if record["key"] in by_key:
                 name = cases.from_dict(record["case"]).name
                 raise UsageError(f"{path} has two results of {name}; expected one run: give its file.")
             by_key[record["key"]] = record
-    measured = {key: result for key, result in by_key.items() if result["throughput"] and not result["error"]}
-    return Run(
-        by_key,
-        {key: _steps(result, windows) for key, result in measured.items()},
-        {record["hash"]: record for record in found if record["kind"] == "env"},
-    )
+    environments = {record["hash"]: record for record in found if record["kind"] == "env"}
+    return Run(by_key, step_times(found), environments)
 
 
-def _steps(result: Record, windows: Mapping[str, Sequence[Record]]) -> Launches:
-    case = cases.from_dict(result["case"])
-    launches = [results.Launch(launch, {}, windows.get(launch, [])) for launch in result["launches"]]
-    return [results.step_ms(case, launch) for launch in launches if launch.windows]
+def step_times(found: Iterable[Record]) -> dict[str, Launches]:
+    """Return by the key of a case milliseconds a step of the windows of its launches, if none failed."""
+    windows: dict[str, list[Record]] = {}
+    measured: list[Record] = []
+    for record in found:
+        if record["kind"] == "window":
+            windows.setdefault(record["launch"], []).append(record)
+        if record["kind"] == "result" and record["throughput"] and not record["error"]:
+            measured.append(record)
+    times = {}
+    for result in measured:
+        launches = [results.Launch(launch, {}, windows.get(launch, [])) for launch in result["launches"]]
+        case = cases.from_dict(result["case"])
+        times[result["key"]] = [results.step_ms(case, launch) for launch in launches if launch.windows]
+    return times
 
 
 def compare(base: Run, new: Run, tolerance: float, *, across: bool = False) -> list[Pair]:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import plots, tables
 from benchmarks.cases import MODES, PEERS, from_dict
+from benchmarks.comparison import step_times
 from benchmarks.growth import growths
 from distloop.errors import UsageError
 
@@ -68,7 +69,8 @@ def _section(env: Record, part: Sequence[Record], suffix: str) -> Section:
     rows = [result for result in results if result["key"] not in in_other_table]
     made = [tables.speeds(rows, device)] if rows else []
     made += [tables.steps(split)] if split else []
-    made += [tables.peers(group) for group in groups]
+    times = step_times(part)
+    made += [tables.peers(group, times) for group in groups]
     made += [tables.startup(started)] if (started := [result for result in results if result["startup_s"]]) else []
     made += [tables.communication(points)] if points else []
     made += [tables.fits(fits)] if fits else []

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks.statistics import Launches, ratio
+
 DASH = "—"
 _SPACE = "\N{NO-BREAK SPACE}"  # between a number and its unit
 PARTS = {  # of breakdown_ms, as readers call them
@@ -219,24 +221,28 @@ def startup(results: Sequence[Mapping[str, Any]]) -> Table:
     return Table("Start-up", "In s, one after the other.", ("case", *names, "record"), rows)
 
 
-def peers(results: Sequence[Mapping[str, Any]]) -> Table:
-    """Return the peers of one case beside the hand-written loop."""
-    rates = [result["throughput"] for result in results if result["case"]["peer"] == "loop" and result["throughput"]]
+def peers(results: Sequence[Mapping[str, Any]], times: Mapping[str, Launches]) -> Table:
+    """Return the peers of one case; `times` has milliseconds a step by the key of a case, for distloop's lead."""
+    ours = [times.get(result["key"]) for result in results if result["case"]["peer"] == "distloop"]
     rows = []
     for result in results:
-        rate, losses = result["throughput"], result.get("losses")
+        rate, losses, theirs = result["throughput"], result.get("losses"), times.get(result["key"])
         failure = f"failed: {result['error']}" if result["error"] else ""
+        lead = ratio(ours[0], theirs) if ours and ours[0] and theirs and result["case"]["peer"] != "distloop" else None
         rows.append(
             [
                 Cell(PEER_NAMES[result["case"]["peer"]]),
                 _interval(rate, f"{result['unit']}/s", missing=failure),
-                Cell(f"{rate['median'] / rates[0]['median']:.3f}" if rate and rates else DASH),
+                Cell(f"{lead.median:.3f}", f"{lead.low:.3f} to {lead.high:.3f}") if lead else Cell(DASH),
                 Cell(number(losses[-1]), f"after {len(losses)} steps") if losses else Cell(DASH),
                 source(result),
             ]
         )
-    about = "The same model, data, batch, precision and optimizer; equal losses show that all did the same work."
-    columns = ("peer", "throughput", "of the hand-written loop", "loss", "record")
+    about = (
+        "The same model, data, batch, precision and optimizer; equal losses show that all did the same work. "
+        "Lead: how many times faster distloop is."
+    )
+    columns = ("peer", "throughput", "lead of distloop", "loss", "record")
     return Table(f"Peers on {label(results[0]['case'], with_peer=False)}", about, columns, rows)
 
 

@@ -46,7 +46,7 @@ COLUMNS = {
     },
     "Peers on mnist_cnn, step, 4 replicas": {
         "throughput": lambda r: interval_of(r["throughput"]),
-        "of the hand-written loop": lambda r: [ratio(r["throughput"])],
+        "lead of distloop": lambda r: lead(r),
         "loss": lambda r: [1.871, 2] if r["losses"] else [None],
     },
     "Start-up": {
@@ -66,8 +66,12 @@ def interval_of(interval):
     return [interval[name] for name in ("median", "low", "high")] if interval else [None]
 
 
-def ratio(throughput):
-    return throughput and throughput["median"] / bench_records.PEER_SPEEDS["loop"]
+def lead(result):
+    peer = result["case"]["peer"]
+    if peer == "distloop" or result["error"]:
+        return [None]
+    times = bench_records.PEER_SPEEDS["distloop"] / bench_records.PEER_SPEEDS[peer]
+    return [times]  # its interval is that of `statistics.ratio`
 
 
 def part(result, name):
