@@ -47,17 +47,7 @@ def next_batch(strategy: tf.distribute.Strategy, iterator: Iterator[Any]) -> Bat
     The iterator must be an argument of the compiled function. One that the function captures lives until Python ends,
     and its end then waits for ever for a pipeline that calls a Python function.
     """
-    if not isinstance(iterator, tf.data.Iterator):
-        return next(iterator)
-    specs = tf.nest.flatten(iterator.element_spec)
-    # `next` would hand over to another thread and back, 0.05 to 0.1 ms; this waits on the thread that runs the step,
-    # which has nothing else to do. The pipeline has threads of its own.
-    values = tf.raw_ops.IteratorGetNextSync(
-        iterator=tf.nest.flatten(iterator, expand_composites=True)[0],
-        output_types=[spec.dtype for spec in specs],
-        output_shapes=[spec.shape for spec in specs],
-    )
-    batches: Any = tf.nest.pack_sequence_as(iterator.element_spec, values)
+    batches = next(iterator)
     if not isinstance(batches, tuple):
         return batches
     return strategy.experimental_distribute_values_from_function(

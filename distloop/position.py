@@ -1,7 +1,7 @@
-"""Where a compiled call of many steps is: a counter that the steps move, for another thread to read.
+"""Where a compiled call of many steps is: counters that the steps move, for another thread to read.
 
-A step counts up when it begins to wait for its batch and when it has it; with several workers, each replica counts up,
-too, when it has computed its part of the step and waits for the other workers. So the number says it all.
+They count the batches that have come, the replicas of this worker that have computed their part of a step and wait for
+the other workers, and the steps that are complete. A step's batch comes while the step before it is computed.
 """
 
 from collections.abc import Sequence
@@ -21,29 +21,40 @@ class Where(NamedTuple):
 
 @final
 class Position:
-    """Count what the steps of one compiled function reach; `steps` are those of the calls that have returned."""
+    """Count what the steps of one compiled function reach."""
 
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
         several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-        self._parts = len(strategy.extended.worker_devices) if several else 0
-        with tf.device("CPU:0"):  # reading it must wait for no accelerator
-            self._marks = tf.Variable(tf.constant(0, tf.int64), trainable=False)
-        self.steps = 0
+        self._replicas = len(strategy.extended.worker_devices) if several else 0  # that wait for other workers
+        with tf.device("CPU:0"):  # reading them must wait for no accelerator
+            self._batches, self._parts, self._steps = (
+                tf.Variable(tf.constant(0, tf.int64), trainable=False) for _ in range(3)
+            )
 
-    def mark(self, after: Sequence[tf.Tensor] = ()) -> tf.Operation:
-        """Count up once the tensors `after` are there. For tracing."""
-        with tf.control_dependencies(after), tf.device("CPU:0"):
-            return self._marks.assign_add(1, read_value=False)
+    def mark_batch(self, after: Sequence[tf.Tensor]) -> tf.Operation:
+        """Count a batch once the tensors `after` are there. For tracing, as all marks."""
+        return _count(self._batches, after)
 
     def mark_part(self, after: Sequence[tf.Tensor]) -> None:
-        """Count up once a replica has done its part. Replica context; one worker waits for no other."""
-        if self._parts:
-            self.mark(after)
+        """Count a replica that has done its part. Replica context; one worker waits for no other."""
+        if self._replicas:
+            _count(self._parts, after)
+
+    def mark_step(self, after: Sequence[tf.Tensor]) -> tf.Operation:
+        """Count a step, of which an update may still be under way."""
+        return _count(self._steps, after)
 
     def read(self) -> Where:
         """Return where the calls are. Any thread may ask, at any time."""
-        steps, marks = self.steps, int(self._marks.numpy())
-        begun, reached = divmod(marks, self._parts + 2)
-        if reached == 0 and begun > steps:  # the last mark of a step is not its end
-            return Where(begun - 1, in_input=False, waits=self._parts > 0, marks=marks)
-        return Where(begun, in_input=reached == 1, waits=False, marks=marks)
+        steps, parts, batches = (int(count.numpy()) for count in (self._steps, self._parts, self._batches))
+        return Where(
+            steps,
+            in_input=batches <= steps,
+            waits=0 < self._replicas <= parts - self._replicas * steps and batches > steps,
+            marks=steps + parts + batches,
+        )
+
+
+def _count(counter: tf.Variable, after: Sequence[tf.Tensor]) -> tf.Operation:
+    with tf.control_dependencies(after), tf.device("CPU:0"):
+        return counter.assign_add(1, read_value=False)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ class CallResult(NamedTuple):
     sums: np.ndarray  # float64 `[size]`: the metrics' parts, packed, summed over steps and replicas
     gathered: np.ndarray  # float64 `[steps * global_batch, width]`: the gathered metrics' parts, packed
     first_bad_step: int  # index in the call of the first step with a sum that is not finite, else -1
-    input_wait_secs: float  # time in which the replicas waited for batches, their mean; NaN if not measured
+    input_wait_secs: float  # in which replicas had nothing to do but wait for batches, their mean; NaN: not measured
     stopping: bool  # whether a worker has been asked to stop
 
 
@@ -42,12 +42,15 @@ class CompiledSteps:
     position: Position
     traced: Any  # the concrete function of a call: one loop, whose body is a step of all local replicas
     _call: Any
+    _fetch: Any
     _iterator: Iterator[Any]
+    _ahead: list[Any] = field(default_factory=list)  # the batch of the next step, once a call has returned it
 
     def __call__(self, num_steps: int) -> CallResult:
         """Run `num_steps` steps. Every worker must make the same calls. Waits for the result (device sync)."""
         try:
-            steps, sums, gathered, first_bad_step, riders = self._call(self._iterator, tf.constant(num_steps))
+            ahead = self._ahead.pop() if self._ahead else self._fetch(self._iterator)
+            *found, ahead = self._call(self._iterator, ahead, tf.constant(num_steps))
         except tf.errors.InvalidArgumentError as error:
             too_long = explain(error)
             if too_long:
@@ -59,7 +62,8 @@ class CompiledSteps:
                 f"the data stopped with {cause[0].rstrip('.')}; every example must have the structure and the shapes "
                 "of the first."
             ) from error
-        self.position.steps += int(steps.numpy())
+        self._ahead.append(ahead)
+        steps, sums, gathered, first_bad_step, riders = found
         rows, examples, width = gathered.shape
         stopped, waited = riders.numpy().tolist()
         return CallResult(
@@ -94,37 +98,51 @@ def compile_steps(
 
     replica_step = partial(_replica_step, step_fn, state, metrics, position, training=training)
 
-    def call(iterator: Iterator[Any], num_steps: tf.Tensor) -> Any:
+    def fetch(iterator: Iterator[Any]) -> Any:
+        began = _now()
+        with tf.control_dependencies([began]):
+            batch, came = _next(strategy, iterator, position)
+        return batch, tf.cast(came - began, tf.float32)
+
+    def call(iterator: Iterator[Any], ahead: Any, num_steps: tf.Tensor) -> Any:
         def one_step(
-            index: tf.Tensor, sums: tf.Tensor, rows: tf.TensorArray, first_bad: tf.Tensor, total: tf.Tensor
+            index: tf.Tensor, ahead: Any, sums: tf.Tensor, rows: tf.TensorArray, first_bad: tf.Tensor, total: tf.Tensor
         ) -> Any:
-            batch, waited = _next(strategy, iterator, position)
+            batch, waited = tf.nest.pack_sequence_as(first, ahead, expand_composites=True)
+            # While this step is computed; TensorFlow begins no step before all of the one before it has ended.
+            following, came = _next(strategy, iterator, position)
             results = strategy.run(replica_step, args=(batch, tf.stack([stop.read_value(), waited])))
             if training:
                 state.step.assign_add(1)
             # Every replica holds the same; the first local one needs no communication.
             packed, gathered, riders = [strategy.experimental_local_results(result)[0] for result in results]
+            with tf.control_dependencies([position.mark_step(after=[packed, gathered, riders])]):
+                following_waited = tf.cast(tf.maximum(came - _now(), 0.0), tf.float32)
             is_bad = tf.logical_not(tf.reduce_all(tf.math.is_finite(packed)))
             first_bad = tf.where((first_bad < 0) & is_bad, index, first_bad)
             # float64, so that counts stay exact however long the call is.
             sums = sums + tf.cast(packed, tf.float64)
-            return index + 1, sums, rows.write(index, gathered), first_bad, total + riders / replicas
+            ahead = tf.nest.flatten((following, following_waited), expand_composites=True)
+            return index + 1, ahead, sums, rows.write(index, gathered), first_bad, total + riders / replicas
 
-        replicas = strategy.num_replicas_in_sync
-        rows = tf.TensorArray(tf.float64, size=num_steps)
-        start = (tf.constant(0), tf.constant(0.0, tf.float64), rows, tf.constant(-1), tf.zeros([2]))
+        first, replicas = ahead, strategy.num_replicas_in_sync
+        ahead, rows = tf.nest.flatten(ahead, expand_composites=True), tf.TensorArray(tf.float64, size=num_steps)
+        start = (tf.constant(0), ahead, tf.constant(0.0, tf.float64), rows, tf.constant(-1), tf.zeros([2]))
         # The length of the sums is known once the step is traced: they start as a scalar 0.
         scalar, unknown = tf.TensorShape([]), tf.TensorShape(None)  # pyright: ignore[reportArgumentType] (stub)
-        shapes = (scalar, unknown, unknown, scalar, tf.TensorShape([2]))
-        steps, sums, rows, first_bad, riders = tf.while_loop(
-            lambda index, _, __, ___, total: (index < num_steps) & (total[0] <= 0), one_step, start, shapes
+        shapes = (scalar, [part.shape for part in ahead], unknown, unknown, scalar, tf.TensorShape([2]))
+        steps, ahead, sums, rows, first_bad, riders = tf.while_loop(
+            lambda index, _, __, ___, ____, total: (index < num_steps) & (total[0] <= 0), one_step, start, shapes
         )
-        return steps, sums, rows.gather(tf.range(steps)), first_bad, riders
+        ahead = tf.nest.pack_sequence_as(first, ahead, expand_composites=True)
+        return steps, sums, rows.gather(tf.range(steps)), first_bad, riders, ahead
 
     # Without AutoGraph, a user's error keeps its type and points at the user's line. This costs `if tensor:` in a step.
     compiled: Any = tf.function(call, autograph=False)
-    traced = compiled.get_concrete_function(iterator, tf.TensorSpec([], tf.int32))
-    return CompiledSteps(metrics, position, traced, compiled, iterator)
+    fetched: Any = tf.function(fetch, autograph=False)
+    ahead = tf.nest.map_structure(tf.type_spec_from_value, fetched.get_concrete_function(iterator).structured_outputs)
+    traced = compiled.get_concrete_function(iterator, ahead, tf.TensorSpec([], tf.int32))
+    return CompiledSteps(metrics, position, traced, compiled, fetched, iterator)
 
 
 def _replica_step(
@@ -187,17 +205,16 @@ def held(strategy: tf.distribute.Strategy, state: State) -> Callable[[], None]:
 
 
 def _next(strategy: tf.distribute.Strategy, iterator: Iterator[Any], position: Position) -> tuple[Batch, tf.Tensor]:
-    """Return the next batch of each local replica, and the seconds that it took to come, float32.
-
-    NaN with `--deterministic`, under which TensorFlow refuses to look at the clock.
-    """
-    measured = not is_op_determinism_enabled()
-    began = tf.timestamp() if measured else tf.constant(np.nan, tf.float64)
-    with tf.control_dependencies([began, position.mark()]):
-        batch = next_batch(strategy, iterator)
+    """Return the next batch of each local replica, and when it came, float64 seconds."""
+    batch = next_batch(strategy, iterator)
     parts = tf.nest.flatten(batch, expand_composites=True)
-    with tf.control_dependencies([position.mark(after=parts)]):
-        return batch, tf.cast((tf.timestamp() if measured else began) - began, tf.float32)
+    with tf.control_dependencies([position.mark_batch(after=parts)]):
+        return batch, _now()
+
+
+def _now() -> tf.Tensor:
+    """Return the time, float64 seconds; NaN with `--deterministic`, under which TensorFlow refuses the clock."""
+    return tf.constant(np.nan, tf.float64) if is_op_determinism_enabled() else tf.timestamp()
 
 
 def _check_training(metrics: dict[str, Metric]) -> dict[str, Metric]:
