@@ -86,7 +86,8 @@ def train_steps(
             open_epoch=None if ends_epoch else epoch_sums.tolist(),
             examples=stream.examples_before(step) - stream.examples_before(found.begin),
             seconds=found.seconds,
-            input_wait=None if math.isnan(found.input_wait_secs) else found.input_wait_secs / found.seconds,
+            # What the first step of the next call waits for here is counted there, where it may be more than all.
+            input_wait=None if math.isnan(found.input_wait_secs) else min(1.0, found.input_wait_secs / found.seconds),
             first_bad_step=found.first_bad_step,
             bad_metrics=not_finite(call.metrics, sums),
             stopping=stopping,

@@ -1,7 +1,7 @@
 """Compiled steps: `steps_per_call` steps in one call, traced once; sums stay on the device until the call ends."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -101,8 +101,8 @@ def compile_steps(
     def fetch(iterator: Iterator[Any]) -> Any:
         began = _now()
         with tf.control_dependencies([began]):
-            batch, came = _next(strategy, iterator, position)
-        return batch, tf.cast(came - began, tf.float32)
+            batch, here = _next(strategy, iterator, position)
+        return batch, tf.cast(_now(after=[here]) - began, tf.float32)
 
     def call(iterator: Iterator[Any], ahead: Any, num_steps: tf.Tensor) -> Any:
         def one_step(
@@ -110,14 +110,15 @@ def compile_steps(
         ) -> Any:
             batch, waited = tf.nest.pack_sequence_as(first, ahead, expand_composites=True)
             # While this step is computed; TensorFlow begins no step before all of the one before it has ended.
-            following, came = _next(strategy, iterator, position)
+            following, here = _next(strategy, iterator, position)
             results = strategy.run(replica_step, args=(batch, tf.stack([stop.read_value(), waited])))
             if training:
                 state.step.assign_add(1)
             # Every replica holds the same; the first local one needs no communication.
             packed, gathered, riders = [strategy.experimental_local_results(result)[0] for result in results]
-            with tf.control_dependencies([position.mark_step(after=[packed, gathered, riders])]):
-                following_waited = tf.cast(tf.maximum(came - _now(), 0.0), tf.float32)
+            ended = _now(after=[position.mark_step(after=[packed, gathered, riders])])
+            # TensorFlow looks at the clock in the order of these lines.
+            following_waited = tf.cast(_now(after=[here]) - ended, tf.float32)
             is_bad = tf.logical_not(tf.reduce_all(tf.math.is_finite(packed)))
             first_bad = tf.where((first_bad < 0) & is_bad, index, first_bad)
             # float64, so that counts stay exact however long the call is.
@@ -204,17 +205,16 @@ def held(strategy: tf.distribute.Strategy, state: State) -> Callable[[], None]:
     return put_back
 
 
-def _next(strategy: tf.distribute.Strategy, iterator: Iterator[Any], position: Position) -> tuple[Batch, tf.Tensor]:
-    """Return the next batch of each local replica, and when it came, float64 seconds."""
+def _next(strategy: tf.distribute.Strategy, iterator: Iterator[Any], position: Position) -> tuple[Batch, tf.Operation]:
+    """Return the next batch of each local replica, and what runs once it has come."""
     batch = next_batch(strategy, iterator)
-    parts = tf.nest.flatten(batch, expand_composites=True)
-    with tf.control_dependencies([position.mark_batch(after=parts)]):
-        return batch, _now()
+    return batch, position.mark_batch(after=tf.nest.flatten(batch, expand_composites=True))
 
 
-def _now() -> tf.Tensor:
+def _now(after: Sequence[tf.Operation] = ()) -> tf.Tensor:
     """Return the time, float64 seconds; NaN with `--deterministic`, under which TensorFlow refuses the clock."""
-    return tf.constant(np.nan, tf.float64) if is_op_determinism_enabled() else tf.timestamp()
+    with tf.control_dependencies(after):
+        return tf.constant(np.nan, tf.float64) if is_op_determinism_enabled() else tf.timestamp()
 
 
 def _check_training(metrics: dict[str, Metric]) -> dict[str, Metric]:
