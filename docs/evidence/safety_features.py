@@ -46,7 +46,7 @@ def never(_: tf.Tensor) -> tf.Tensor:
     return tf.constant(True)
 
 
-def no_mark(_: Position, after: Any = ()) -> tf.Operation:
+def no_mark(_: Position, after: Any) -> tf.Operation:
     """Count nothing."""
     return tf.no_op()
 
@@ -55,8 +55,7 @@ def no_mark(_: Position, after: Any = ()) -> tf.Operation:
 WITHOUT: dict[str, list[Any]] = {
     "the finite test": [mock.patch.object(tf.math, "is_finite", never)],
     "the beacon of the watchdog": [
-        mock.patch.object(Position, "mark", no_mark),
-        mock.patch.object(Position, "mark_part", no_mark),
+        mock.patch.multiple(Position, mark_batch=no_mark, mark_part=no_mark, mark_step=no_mark)
     ],
     "the clock around the input": [mock.patch.object(steps, "is_op_determinism_enabled", return_value=True)],
     "the exact denominator": [mock.patch.object(gradients, "_multiply", lambda gradient, _: gradient)],
