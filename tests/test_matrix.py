@@ -65,11 +65,9 @@ def momentum(rate=0.05, beta=0.9):
 def adam(rate=0.05, beta_1=0.9, beta_2=0.999, epsilon=1e-7, decay=0.0):
     """Adam as in its paper (https://arxiv.org/abs/1412.6980), with the decay of AdamW taken off first.
 
-    The betas and their powers are float32, as in TensorFlow's kernel: 1 - 0.999 in float32 is off by 1e-5, and all else
-    follows from it.
+    The powers of the betas are float32, as in Keras: 1 - 0.999 in float32 is off by 1e-5, and all else follows from it.
     """
     first = second = 0.0
-    beta_1, beta_2 = map(float, np.float32([beta_1, beta_2]))
 
     def update(weights, gradient, step):
         nonlocal first, second
